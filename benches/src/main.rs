@@ -1,0 +1,3 @@
+//! Benchmarks: kernels, engine, serving, peers side by side.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The compiler: import, passes, selection, memory plan, plan emission.

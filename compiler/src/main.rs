@@ -1,0 +1,3 @@
+//! The compiler: import, passes, selection, memory plan, plan emission.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Faults by kind, exit codes and how both programs report them.

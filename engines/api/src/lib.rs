@@ -1,0 +1,1 @@
+//! Engine trait and batch schema.

@@ -1,0 +1,1 @@
+//! The engine plan: format, codec, reader, verifier, inspector.

@@ -1,0 +1,1 @@
+//! Graph IR: ops, types, symbolic dims, text form, verifier, reference interpreter, patches.

@@ -1,0 +1,1 @@
+//! Kernel families: contract, CPU code per ISA, reference, cases.

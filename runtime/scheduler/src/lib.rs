@@ -1,0 +1,1 @@
+//! In-flight batching: queue, scheduler, block pool; pure, no clock, no I/O.

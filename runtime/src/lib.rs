@@ -1,0 +1,1 @@
+//! The server and command line that run an engine plan.

@@ -1,0 +1,3 @@
+//! The server and command line that run an engine plan.
+
+fn main() {}
