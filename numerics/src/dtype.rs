@@ -7,6 +7,11 @@ use half::{bf16, f16};
 
 /// Element type of a tensor. The discriminants are stored in plans and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(
+    feature = "plan",
+    derive(bincode::Encode, bincode::Decode, serde::Serialize),
+    serde(rename_all = "lowercase")
+)]
 #[repr(u8)]
 pub enum DType {
     /// IEEE 754 binary32.

@@ -47,8 +47,10 @@ mod tests {
     #[test]
     fn draws_differ_by_every_input() {
         let base = uniform(1, 0, 0);
-        assert!([uniform(2, 0, 0), uniform(1, 1, 0), uniform(1, 0, 1), uniform(1 << 32, 0, 0)]
-            .iter()
-            .all(|u| *u != base && (0.0..1.0).contains(u)));
+        assert!(
+            [uniform(2, 0, 0), uniform(1, 1, 0), uniform(1, 0, 1), uniform(1 << 32, 0, 0)]
+                .iter()
+                .all(|u| *u != base && (0.0..1.0).contains(u))
+        );
     }
 }

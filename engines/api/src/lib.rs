@@ -1,1 +1,20 @@
-//! Engine trait and batch schema.
+//! Engine trait and batch schema: all that a scheduler and an engine say to each other.
+//!
+//! Pure data, no async. Nothing here allocates once `StepPlan::with_capacity` and `StepOutput::with_capacity` have.
+
+mod batch;
+mod engine;
+mod error;
+mod sampling;
+
+pub use batch::{SampleRow, SeqStep, StepPlan, TokenSource, Wanted};
+pub use engine::{Engine, EngineInfo, Memory, MemoryLine, RowOutput, StepOutput, Ticket, TokenLogprob};
+pub use error::EngineError;
+pub use sampling::{SamplingParams, SlotState, TokenMasks};
+
+/// A place for one running sequence in the engine, `0..max_batch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u32);
+
+/// Most alternatives that a logprob report may hold.
+pub const MAX_TOP_LOGPROBS: usize = 20;
