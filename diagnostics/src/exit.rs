@@ -1,0 +1,29 @@
+//! Exit codes, the same for both programs.
+
+use std::process::ExitCode;
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Ok = 0,
+    /// A fault of Lathe.
+    Bug = 1,
+    /// Flags or arguments are off.
+    Usage = 2,
+    /// Bad or unsupported input.
+    Input = 3,
+    /// The plan does not fit this machine.
+    Fit = 4,
+    /// A file, a disk or a port.
+    Io = 5,
+    /// Ctrl-C.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
