@@ -12,5 +12,4 @@ fn main() {
         .map_or_else(|| "unknown".to_owned(), |s| s.trim().to_owned());
     println!("cargo:rustc-env=LATHE_COMMIT={commit}");
     println!("cargo:rerun-if-changed=../.git/HEAD");
-    println!("cargo:rerun-if-changed=../.git/logs/HEAD");
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use miette::{Diagnostic as _, GraphicalReportHandler, GraphicalTheme};
+use miette::{GraphicalReportHandler, GraphicalTheme};
 
 use crate::Exit;
 
@@ -93,6 +93,8 @@ impl miette::Diagnostic for Diagnostic {
 
 #[cfg(test)]
 mod tests {
+    use miette::Diagnostic as _;
+
     use super::*;
 
     #[test]
