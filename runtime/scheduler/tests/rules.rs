@@ -125,6 +125,16 @@ fn a_choice_shares_the_full_blocks_of_its_parents_prompt() {
     );
 }
 
+/// The last prompt token is computed by everyone, else nobody would sample from it.
+#[test]
+fn a_prompt_of_whole_blocks_keeps_its_last_one_to_itself() {
+    let mut scheduler = Scheduler::new(limits()).unwrap();
+    scheduler.add(sequence(1, 16, 9)).unwrap();
+    scheduler.add(NewSequence { share_prefix_of: Some(SeqId(1)), ..sequence(2, 16, 9) }).unwrap();
+    assert_eq!(step(&mut scheduler), [(1, 0, 16, 1)]);
+    assert_eq!(step(&mut scheduler), [(1, 16, 1, 1), (2, 12, 4, 1)]);
+}
+
 #[test]
 fn refusals_name_the_numbers() {
     let mut scheduler = Scheduler::new(Limits { max_queue: 2, n_blocks: 10, ..limits() }).unwrap();
