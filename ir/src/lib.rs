@@ -1,1 +1,43 @@
 //! Graph IR: ops, types, symbolic dims, text form, verifier, reference interpreter, patches.
+//!
+//! ```
+//! use lathe_ir::{parse, verify};
+//! let text = "graph @g(%x: f32[t, 4]) where t in 1..=8 {
+//!   weight @w : f32[2, 4]
+//!   %y = linear %x, @w : f32[t, 2]
+//!   return %y
+//! }
+//! ";
+//! let graph = parse(text)?;
+//! verify(&graph)?;
+//! assert_eq!(graph.to_string(), text);
+//! # Ok::<(), lathe_ir::IrError>(())
+//! ```
+
+pub mod entity;
+pub mod error;
+pub mod facts;
+pub mod graph;
+pub mod interp;
+pub mod kv;
+pub mod op;
+pub mod ops;
+pub mod rope_table;
+pub mod tensor;
+mod text;
+pub mod verify;
+pub mod weight;
+
+pub use entity::{Id, NodeId, SymbolId, ValueId, WeightId};
+pub use error::{Fault, IrError};
+pub use facts::{Bindings, Cache, Dim, Facts, Symbol};
+pub use graph::{Def, Graph, Node, Uses};
+pub use interp::{Batch, BatchSequence, Interpreter, Outputs, WeightSource};
+pub use kv::KvState;
+pub use op::{Cost, Operation};
+pub use ops::Op;
+pub use rope_table::{RopeScaling, RopeTable};
+pub use tensor::{Data, Tensor, Value};
+pub use text::parse;
+pub use verify::verify;
+pub use weight::{Weight, WeightExpr};

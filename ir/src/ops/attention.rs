@@ -1,0 +1,171 @@
+//! `attention(q, state) {head_dim, heads, kv_heads, layer, out, scale}`: causal attention of each row over the
+//! positions of its own sequence up to and including its own; head `h` reads KV head `h / (heads / kv_heads)`.
+//!
+//! Score: `(q . k) * scale`, the dot product in f32 in ascending element order. Positions are cut into leaves of 128;
+//! in a leaf `p = exp(score - max)` with the leaf's own maximum, `sum(p)` by the contract's 16 lanes and tree, and
+//! `sum(p * v)` from zero in ascending position; leaves are folded left by `fold_leaf`. One division by the sum at the
+//! end, one rounding, to `out`. Which sequence and position a row has is the batch's knowledge, an implicit operand.
+
+use lathe_numerics::contract::{ATTENTION_LEAF, LeafState, TREE_LANES, fold_leaf, tree16};
+use lathe_numerics::{DType, exp};
+
+use crate::facts::{Dim, Facts};
+use crate::interp::EvalCx;
+use crate::op::{Args, Attrs, Operation, dim_is, float_out};
+use crate::tensor::Value;
+
+/// `q: float[t, heads * head_dim]` and the state after this layer's append give `out[t, heads * head_dim]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// Cache layer.
+    pub layer: usize,
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Result type; f32 unless stated.
+    pub out: DType,
+}
+
+impl Default for Attention {
+    fn default() -> Self {
+        Self { layer: 0, heads: 0, kv_heads: 0, head_dim: 0, scale: 1.0, out: DType::F32 }
+    }
+}
+
+/// Checks that the heads of an op are those of the cache and divide.
+pub(super) fn check_heads(
+    cache: &crate::facts::Cache,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+) -> Result<(), String> {
+    if (cache.kv_heads, cache.head_dim) != (kv_heads, head_dim) {
+        let (h, d) = (cache.kv_heads, cache.head_dim);
+        return Err(format!("{kv_heads} KV heads of {head_dim}, the cache has {h} of {d}"));
+    }
+    if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(format!("{heads} heads are not a multiple of {kv_heads} KV heads"));
+    }
+    Ok(())
+}
+
+/// One head of one row. `keys` and `values` start at the head's first element of position 0 and have `stride` elements
+/// per position; both cover exactly the visible positions.
+fn attend(q: &[f32], keys: &[f32], values: &[f32], stride: usize, scale: f32) -> Vec<f32> {
+    let d = q.len();
+    let mut state: Option<(LeafState, Vec<f32>)> = None;
+    for (ks, vs) in keys.chunks(ATTENTION_LEAF * stride).zip(values.chunks(ATTENTION_LEAF * stride)) {
+        let dot = |k: &[f32]| q.iter().zip(k).fold(0.0_f32, |sum, (a, b)| sum + a * b);
+        let scores: Vec<f32> = ks.chunks(stride).map(|k| dot(&k[..d]) * scale).collect();
+        let max = scores.iter().fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
+        let mut lanes = [0.0; TREE_LANES];
+        let mut acc = vec![0.0; d];
+        for (i, (score, v)) in scores.iter().zip(vs.chunks(stride)).enumerate() {
+            let p = exp::exp(score - max);
+            lanes[i % TREE_LANES] += p;
+            acc.iter_mut().zip(v).for_each(|(a, v)| *a += p * v);
+        }
+        let leaf = LeafState { max, sum: tree16(&lanes) };
+        state = Some(match state {
+            None => (leaf, acc),
+            Some((before, mut total)) => {
+                let (folded, fa, fb) = fold_leaf(before, leaf);
+                total.iter_mut().zip(&acc).for_each(|(a, b)| *a = *a * fa + b * fb);
+                (folded, total)
+            }
+        });
+    }
+    let Some((leaf, mut acc)) = state else { return vec![0.0; d] };
+    acc.iter_mut().for_each(|a| *a /= leaf.sum);
+    acc
+}
+
+impl Operation for Attention {
+    const NAME: &'static str = "attention";
+
+    fn attrs(&mut self, a: &mut Attrs) {
+        a.required("layer", &mut self.layer);
+        a.required("heads", &mut self.heads);
+        a.required("kv_heads", &mut self.kv_heads);
+        a.required("head_dim", &mut self.head_dim);
+        a.required("scale", &mut self.scale);
+        a.out(&mut self.out);
+    }
+
+    fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
+        args.expect(2, 2)?;
+        let (_, q) = args.float(0, "q", 2)?;
+        check_heads(args.state(1, self.layer)?, self.heads, self.kv_heads, self.head_dim)?;
+        let width = self.heads * self.head_dim;
+        dim_is(&q[1], "columns of q", width)?;
+        float_out(self.out)?;
+        Ok(vec![Facts::tensor(self.out, [q[0].clone(), Dim::from(width)])])
+    }
+
+    fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
+        let (d, stride) = (self.head_dim, self.kv_heads * self.head_dim);
+        let q = inputs[0].floats()?;
+        let mut out = Vec::with_capacity(q.len());
+        for (i, row) in q.chunks_exact(self.heads * d).enumerate() {
+            let (keys, values) = cx.visible(self.layer, i)?;
+            for (h, head) in row.chunks_exact(d).enumerate() {
+                let first = h / (self.heads / self.kv_heads) * d;
+                out.extend(attend(head, &keys[first..], &values[first..], stride, self.scale));
+            }
+        }
+        Ok(vec![cx.finish(0, out)])
+    }
+
+    fn cache_layer(&self) -> Option<usize> {
+        Some(self.layer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lathe_numerics::philox::uniform;
+
+    use super::*;
+
+    /// Softmax in f64 without leaves, over positions that are `stride` elements apart.
+    fn naive(q: &[f32], keys: &[f32], values: &[f32], stride: usize, scale: f32) -> Vec<f64> {
+        let d = q.len();
+        let score = |k: &[f32]| q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let scores: Vec<f64> = keys.chunks(stride).map(|k| score(&k[..d]) * f64::from(scale)).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let sum: f64 = p.iter().sum();
+        (0..d)
+            .map(|j| p.iter().zip(values.chunks(stride)).map(|(p, v)| p * f64::from(v[j])).sum::<f64>() / sum)
+            .collect()
+    }
+
+    #[test]
+    fn agrees_with_a_plain_softmax() {
+        let (d, stride) = (8, 24);
+        let random = |n: usize, seed: u64| -> Vec<f32> {
+            (0..n).map(|i| uniform(seed, 0, i as u32) * 4.0 - 2.0).collect()
+        };
+        for n in [1, 2, 127, 128, 129, 300, 512] {
+            let (keys, values) = (random(n * stride, 1), random(n * stride, 2));
+            for first in [0, 8, 16] {
+                let q = random(d, 3 + first as u64);
+                let (keys, values) = (&keys[first..], &values[first..]);
+                let got = attend(&q, keys, values, stride, 0.7);
+                for (got, want) in got.iter().zip(naive(&q, keys, values, stride, 0.7)) {
+                    assert!((f64::from(*got) - want).abs() < 2e-6, "{n} positions: {got}, want {want}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_position_gives_its_value() {
+        assert_eq!(attend(&[1.0, 2.0], &[3.0, 4.0], &[5.0, 6.0], 2, 1.0), [5.0, 6.0]);
+    }
+}

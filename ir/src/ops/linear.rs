@@ -1,0 +1,160 @@
+//! `linear(x, @w, [@bias]) {out}`: `y = x w^T + bias`.
+//!
+//! K is cut into `gemm_slices(n, k)` slices; each is summed from zero in ascending k with separate products and sums
+//! in f32, the slices are folded left, the bias is added last. One rounding, to `out`.
+
+use lathe_numerics::{DType, gemm_slices};
+
+use crate::facts::{Bindings, Dim, Facts};
+use crate::interp::EvalCx;
+use crate::op::{Args, Attrs, Cost, Operation, elements, float_out, same_dim};
+use crate::tensor::Value;
+
+/// `x: float[t, k]`, `w: float[n, k]`, `bias: float[n]` gives `out[t, n]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// Result type; f32 unless stated.
+    pub out: DType,
+}
+
+impl Default for Linear {
+    fn default() -> Self {
+        Self { out: DType::F32 }
+    }
+}
+
+/// Rows of the weight that are multiplied together, so that the inner loop runs over independent sums.
+const BLOCK: usize = 16;
+
+/// The product, unrounded: `x` is `[t, k]`, `w` is `[n, k]`.
+pub(super) fn product(x: &[f32], w: &[f32], bias: Option<&[f32]>, n: usize, k: usize) -> Vec<f32> {
+    let depth = k / gemm_slices(n, k);
+    let mut out = vec![0.0; x.len() / k * n];
+    let mut columns = vec![[0.0_f32; BLOCK]; k];
+    for first in (0..n).step_by(BLOCK) {
+        let block = BLOCK.min(n - first);
+        for r in 0..block {
+            for (column, v) in columns.iter_mut().zip(&w[(first + r) * k..][..k]) {
+                column[r] = *v;
+            }
+        }
+        for (row, y) in x.chunks_exact(k).zip(out.chunks_exact_mut(n)) {
+            let mut total = [0.0; BLOCK];
+            for (slice, (xs, cs)) in row.chunks_exact(depth).zip(columns.chunks_exact(depth)).enumerate() {
+                let mut sum = [0.0; BLOCK];
+                for (a, column) in xs.iter().zip(cs) {
+                    for r in 0..BLOCK {
+                        sum[r] += a * column[r];
+                    }
+                }
+                if slice == 0 {
+                    total = sum;
+                } else {
+                    for r in 0..BLOCK {
+                        total[r] += sum[r];
+                    }
+                }
+            }
+            y[first..first + block].copy_from_slice(&total[..block]);
+        }
+    }
+    if let Some(bias) = bias {
+        for y in out.chunks_exact_mut(n) {
+            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    }
+    out
+}
+
+/// Checks operands `x, @w, [@bias]`; gives the rows of `x` and the number of features.
+pub(super) fn check<'a>(args: &Args<'a>) -> Result<(&'a Dim, usize), String> {
+    args.expect(2, 3)?;
+    let ((_, x), (_, w)) = (args.float(0, "x", 2)?, args.float(1, "w", 2)?);
+    same_dim(&x[1], "columns of x", &w[1], "columns of w")?;
+    let (Some(n @ 1..), Some(1..)) = (w[0].as_const(), w[1].as_const()) else {
+        return Err("shape of w is symbolic or empty".into());
+    };
+    if args.len() == 3 {
+        let (_, bias) = args.float(2, "bias", 1)?;
+        same_dim(&bias[0], "length of bias", &w[0], "rows of w")?;
+    }
+    Ok((&x[0], n))
+}
+
+/// Evaluates operands that passed [`check`], unrounded.
+pub(super) fn apply(inputs: &[&Value]) -> Result<Vec<f32>, String> {
+    let w = inputs[1].tensor()?;
+    let bias = inputs.get(2).map(|b| b.floats()).transpose()?;
+    Ok(product(inputs[0].floats()?, w.floats()?, bias, w.shape[0], w.shape[1]))
+}
+
+/// Operands and results moved once; two operations per product.
+pub(super) fn gemm_cost(inputs: &[&Facts], outputs: &[&Facts], at: &Bindings) -> Cost {
+    let rows = inputs[0].shape()[0].eval(at).unwrap_or(0) as f64;
+    Cost { flops: 2.0 * rows * elements(inputs[1], at), ..Cost::streaming(inputs, outputs, at) }
+}
+
+impl Operation for Linear {
+    const NAME: &'static str = "linear";
+
+    fn attrs(&mut self, a: &mut Attrs) {
+        a.out(&mut self.out);
+    }
+
+    fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
+        let (rows, n) = check(args)?;
+        float_out(self.out)?;
+        Ok(vec![Facts::tensor(self.out, [rows.clone(), Dim::from(n)])])
+    }
+
+    fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
+        Ok(vec![cx.finish(0, apply(inputs)?)])
+    }
+
+    fn is_rowwise(&self, input: usize) -> bool {
+        input == 0
+    }
+
+    fn is_weight(&self, input: usize) -> bool {
+        input > 0
+    }
+
+    fn cost(&self, inputs: &[&Facts], outputs: &[&Facts], at: &Bindings) -> Cost {
+        gemm_cost(inputs, outputs, at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interp::testing::{eval, floats, try_eval, vector};
+
+    #[test]
+    fn small_products_by_hand() {
+        let x = floats(DType::F32, [2, 2], &[1.0, 2.0, 0.5, -1.0]);
+        let w = floats(DType::BF16, [3, 2], &[1.0, 0.0, 0.0, 1.0, 3.0, 4.0]);
+        assert_eq!(eval(Linear::default(), &[&x, &w]), [1.0, 2.0, 11.0, 0.5, -1.0, -2.5]);
+        let bias = vector(DType::F32, &[0.0, 0.0, 0.25]);
+        assert_eq!(eval(Linear { out: DType::BF16 }, &[&x, &w, &bias])[2], DType::BF16.round(11.25));
+    }
+
+    #[test]
+    fn slices_are_summed_apart() {
+        // k = 1024, n = 1: slices of 512. The first holds 2^24 and one 1.0 that f32 cannot add; the second holds
+        // three 1.0, which survive because they are summed from zero.
+        assert_eq!(gemm_slices(1, 1024), 2);
+        let mut x = vec![0.0; 1024];
+        x[0] = 16_777_216.0;
+        x[1] = 1.0;
+        x[512..516].fill(1.0);
+        let got = product(&x, &vec![1.0; 1024], None, 1, 1024);
+        assert_eq!(got, [16_777_220.0]);
+    }
+
+    #[test]
+    fn operands_must_fit() {
+        let x = floats(DType::F32, [1, 2], &[1.0, 2.0]);
+        let why = try_eval(Linear::default(), &[&x, &floats(DType::F32, [1, 3], &[0.0; 3])]).unwrap_err();
+        assert_eq!(why, "columns of x (2) differs from columns of w (3)");
+    }
+}

@@ -1,0 +1,134 @@
+//! The registry of operations. A new op is one file, its `mod` line and its line in `ops!`.
+
+use std::collections::BTreeMap;
+
+use crate::facts::{Bindings, Facts};
+use crate::interp::EvalCx;
+use crate::op::{Args, Attrs, Cost, Operation};
+use crate::tensor::Value;
+
+mod add;
+mod add_rms_norm;
+mod attention;
+mod embedding;
+mod gather_rows;
+mod kv_append;
+mod linear;
+mod linear_silu_mul;
+mod mul;
+mod rms_norm;
+mod rope;
+mod rope_append;
+mod silu;
+mod silu_mul;
+mod slice_cols;
+
+macro_rules! ops {
+    ($($module:ident :: $name:ident,)*) => {
+        $(pub use $module::$name;)*
+
+        /// Any operation of the registry.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Op {
+            $(#[doc = concat!("`", stringify!($module), "`, see [`", stringify!($name), "`].")] $name($name),)*
+        }
+
+        $(impl From<$name> for Op {
+            fn from(op: $name) -> Op {
+                Op::$name(op)
+            }
+        })*
+
+        /// Names of all operations.
+        pub const NAMES: &[&str] = &[$($name::NAME),*];
+
+        impl Op {
+            /// The word used in text.
+            pub fn name(&self) -> &'static str {
+                match self { $(Op::$name(_) => $name::NAME,)* }
+            }
+
+            /// The operation `name` with the attributes given as text.
+            ///
+            /// # Errors
+            /// An unknown name; a missing, malformed or unknown attribute.
+            pub fn from_text(name: &str, attrs: BTreeMap<String, String>) -> Result<Op, String> {
+                $(if name == $name::NAME {
+                    let mut op = $name::default();
+                    Attrs::read(attrs, |a| op.attrs(a))?;
+                    return Ok(Op::$name(op));
+                })*
+                Err(format!("unknown op {name}"))
+            }
+
+            /// Attributes as text, sorted, without those that have their default.
+            pub fn attrs(&self) -> BTreeMap<&'static str, String> {
+                match self { $(Op::$name(op) => { let mut op = op.clone(); Attrs::write(|a| op.attrs(a)) })* }
+            }
+
+            /// See [`Operation::infer`].
+            ///
+            /// # Errors
+            /// The reason why the operands or attributes do not fit.
+            pub fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
+                match self { $(Op::$name(op) => op.infer(args),)* }
+            }
+
+            /// See [`Operation::eval`].
+            ///
+            /// # Errors
+            /// The reason why the data does not fit.
+            pub fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
+                match self { $(Op::$name(op) => op.eval(inputs, cx),)* }
+            }
+
+            /// See [`Operation::is_rowwise`].
+            pub fn is_rowwise(&self, input: usize) -> bool {
+                match self { $(Op::$name(op) => op.is_rowwise(input),)* }
+            }
+
+            /// See [`Operation::is_elementwise`].
+            pub fn is_elementwise(&self) -> bool {
+                match self { $(Op::$name(op) => op.is_elementwise(),)* }
+            }
+
+            /// See [`Operation::has_effects`].
+            pub fn has_effects(&self) -> bool {
+                match self { $(Op::$name(op) => op.has_effects(),)* }
+            }
+
+            /// See [`Operation::is_weight`].
+            pub fn is_weight(&self, input: usize) -> bool {
+                match self { $(Op::$name(op) => op.is_weight(input),)* }
+            }
+
+            /// See [`Operation::cache_layer`].
+            pub fn cache_layer(&self) -> Option<usize> {
+                match self { $(Op::$name(op) => op.cache_layer(),)* }
+            }
+
+            /// See [`Operation::cost`].
+            pub fn cost(&self, inputs: &[&Facts], outputs: &[&Facts], at: &Bindings) -> Cost {
+                match self { $(Op::$name(op) => op.cost(inputs, outputs, at),)* }
+            }
+        }
+    };
+}
+
+ops! {
+    add::Add,
+    add_rms_norm::AddRmsNorm,
+    attention::Attention,
+    embedding::Embedding,
+    gather_rows::GatherRows,
+    kv_append::KvAppend,
+    linear::Linear,
+    linear_silu_mul::LinearSiluMul,
+    mul::Mul,
+    rms_norm::RmsNorm,
+    rope::Rope,
+    rope_append::RopeAppend,
+    silu::Silu,
+    silu_mul::SiluMul,
+    slice_cols::SliceCols,
+}

@@ -1,0 +1,63 @@
+//! `mul(a, b) {out}`: element by element `a * b` in f32, rounded once to `out`.
+
+use lathe_numerics::DType;
+
+use crate::facts::Facts;
+use crate::interp::EvalCx;
+use crate::op::{Args, Attrs, Operation, float_out, same_dim};
+use crate::tensor::Value;
+
+/// The elementwise product of two `[t, n]` tensors of any float types; the result has type `out`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mul {
+    /// Result type; f32 unless stated.
+    pub out: DType,
+}
+
+impl Default for Mul {
+    fn default() -> Self {
+        Self { out: DType::F32 }
+    }
+}
+
+impl Operation for Mul {
+    const NAME: &'static str = "mul";
+
+    fn attrs(&mut self, a: &mut Attrs) {
+        a.out(&mut self.out);
+    }
+
+    fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
+        args.expect(2, 2)?;
+        let ((_, a), (_, b)) = (args.float(0, "a", 2)?, args.float(1, "b", 2)?);
+        same_dim(&a[0], "rows of a", &b[0], "rows of b")?;
+        same_dim(&a[1], "columns of a", &b[1], "columns of b")?;
+        float_out(self.out)?;
+        Ok(vec![Facts::tensor(self.out, a.iter().cloned())])
+    }
+
+    fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
+        let (a, b) = (inputs[0].floats()?, inputs[1].floats()?);
+        Ok(vec![cx.finish(0, a.iter().zip(b).map(|(x, y)| x * y).collect())])
+    }
+
+    fn is_rowwise(&self, _input: usize) -> bool {
+        true
+    }
+
+    fn is_elementwise(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interp::testing::{eval, floats};
+
+    #[test]
+    fn rounds_once() {
+        let (a, b) = (floats(DType::F32, [1, 2], &[3.0, 257.0]), floats(DType::F32, [1, 2], &[-0.5, 1.0]));
+        assert_eq!(eval(Mul { out: DType::BF16 }, &[&a, &b]), [-1.5, 256.0]);
+    }
+}
