@@ -43,6 +43,9 @@ pub enum CompileError {
         /// Its reason.
         source: std::io::Error,
     },
+    /// The plan could not be written or read back.
+    #[error(transparent)]
+    Plan(#[from] lathe_plan::PlanError),
     /// A broken invariant of the compiler itself.
     #[error("bug: {0}")]
     Bug(String),
@@ -79,5 +82,11 @@ impl CompileError {
             *remedy = Some(advice.into());
         }
         self
+    }
+}
+
+impl From<lathe_ir::error::IrError> for CompileError {
+    fn from(error: lathe_ir::error::IrError) -> Self {
+        CompileError::Bug(error.to_string())
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use lathe_numerics::DType;
 
-use crate::error::Result;
+use crate::error::{CompileError, Result};
 
 /// Type and extents of a checkpoint tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,16 @@ impl TensorInfo {
     pub fn row_bytes(&self) -> usize {
         self.row_len() * self.dtype.size()
     }
+
+    /// Checks a [`TensorSource::read_rows`] call: both are the caller's to get right.
+    pub(super) fn check_rows(&self, name: &str, rows: &Range<usize>, out_bytes: usize) -> Result<()> {
+        let n = self.shape.first().copied().unwrap_or(1);
+        if rows.start <= rows.end && rows.end <= n && out_bytes == rows.len() * self.row_bytes() {
+            return Ok(());
+        }
+        let why = format!("rows {rows:?} of {n} into {out_bytes} bytes, {} bytes a row", self.row_bytes());
+        Err(CompileError::Bug(format!("tensor {name}: {why}")))
+    }
 }
 
 /// Named tensors that are read by rows, so that no caller ever holds one whole.
@@ -44,6 +54,11 @@ pub trait TensorSource: Sync {
 
     /// All names in ascending order.
     fn names(&self) -> Vec<&str>;
+
+    /// The type as its file names it, also where it is one that Lathe does not read and `info` is `None`.
+    fn stored_type(&self, name: &str) -> Option<String> {
+        self.info(name).map(|i| i.dtype.to_string())
+    }
 
     /// Copies `rows` of the first extent into `out`, little endian as stored; `out` is exactly
     /// `rows.len() * info.row_bytes()` bytes. A vector `[n]` has `n` rows of one element.
