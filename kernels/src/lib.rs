@@ -1,1 +1,53 @@
 //! Kernel families: contract, CPU code per ISA, reference, cases.
+//!
+//! A problem (`Gemm`, `Attention`, ...) is built from views and shapes, which it checks; then any threads run any split
+//! of its units. The bits of an output element depend on its own inputs and on weight shapes, never on the split.
+
+use std::ops::Range;
+
+mod convert;
+mod error;
+mod isa;
+mod lanes;
+mod view;
+
+pub mod attention;
+pub mod embedding;
+pub mod gather_rows;
+pub mod gemm;
+pub mod paged;
+pub mod rms_norm;
+pub mod rope_append;
+pub mod sampling;
+pub mod silu_mul;
+pub mod tolerance;
+
+#[cfg(test)]
+mod testing;
+
+pub use convert::Element;
+pub use error::KernelError;
+pub use isa::{Isa, IsaPath};
+pub use view::{Dst, Src};
+
+/// A problem that threads can share.
+pub trait Kernel: Sync {
+    /// Independent pieces of work; pieces write disjoint elements. Neighbours share loaded data, so contiguous ranges
+    /// per thread are fastest.
+    fn units(&self) -> usize;
+
+    /// Length of the scratch slice that `run` needs, per thread. Contents need not be kept between calls.
+    fn scratch_len(&self) -> usize {
+        0
+    }
+
+    /// Does the work of `units`; allocates nothing.
+    ///
+    /// # Panics
+    /// When `units` reaches past [`Kernel::units`] or `scratch` is shorter than [`Kernel::scratch_len`].
+    ///
+    /// # Safety
+    /// No unit runs twice at the same time, and while any unit runs nobody else writes what the problem reads, or
+    /// touches what it writes.
+    unsafe fn run(&self, units: Range<usize>, scratch: &mut [f32]);
+}

@@ -1,0 +1,423 @@
+//! Causal grouped-query attention over the paged cache, for ragged batches of prefill chunks, decodes, verifications.
+//!
+//! Query row of position `i` sees positions `0..=i` of its sequence. Order: leaves of 128 absolute positions; in a leaf,
+//! scores are dots over ascending d (the chain of a GEMM tile), times `scale`; the leaf's maximum; `exp(s - max)`
+//! unrounded; their sum by the 16-lane tree over the position in the leaf; `o += p_j * v_j` from zero in ascending j.
+//! Leaves are folded left by `numerics::fold_leaf`; `o / sum` is rounded once. Masked positions add nothing.
+//! K and q both bf16 use `vdpbf16ps` on AVX-512; all other combinations widen to f32.
+//!
+//! One unit is a tile of query rows times all query heads of one key-value head, so K and V are read once per tile.
+
+use std::ops::Range;
+
+use lathe_numerics::ATTENTION_LEAF;
+use lathe_numerics::contract::{LeafState, PANEL, TREE_LANES, fold_leaf, tree16};
+
+use crate::convert::Element;
+use crate::error::{KernelError, at_least, product};
+use crate::gemm::tile::{self, Kind, MAX_PANELS, MAX_ROWS, TileArgs, WIDE_ROWS};
+use crate::paged::{Batch, KvCache, Sequence};
+use crate::view::{float, same, with_float};
+use crate::{Dst, Isa, IsaPath, Kernel, Src, lanes};
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod reference;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+/// Operands of an [`Attention`].
+pub struct AttentionArgs<'a> {
+    /// Instruction set.
+    pub path: IsaPath,
+    /// `[t, heads * head_dim]`, rows contiguous.
+    pub q: Src<'a>,
+    /// Query heads, a multiple of the cache's kv_heads.
+    pub heads: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// One layer of the cache, the step's keys and values already appended.
+    pub cache: KvCache<'a>,
+    /// The ragged batch.
+    pub batch: Batch<'a>,
+    /// `[t, heads * head_dim]`, q's dtype, rows contiguous.
+    pub out: Dst<'a>,
+}
+
+/// A checked attention.
+pub struct Attention<'a> {
+    args: AttentionArgs<'a>,
+    kind: Kind,
+    group: usize,
+    tile: usize,
+    units: usize,
+}
+
+/// Query rows x heads of a tile: enough to reuse K and V from the first-level cache.
+const TILE_ROWS: usize = 48;
+/// Panels of 16 positions in a leaf.
+const LEAF_PANELS: usize = ATTENTION_LEAF / PANEL;
+
+/// Query rows per unit for `group` query heads per key-value head.
+const fn tile_queries(group: usize) -> usize {
+    let rows = TILE_ROWS / group;
+    if rows == 0 { 1 } else { rows }
+}
+
+/// Length of the scratch slice for `group` query heads per key-value head.
+const fn scratch_words(group: usize, head_dim: usize) -> usize {
+    let rows = tile_queries(group) * group;
+    let padded = head_dim.next_multiple_of(PANEL);
+    rows * (head_dim + ATTENTION_LEAF + 2 * padded + 2) + MAX_ROWS * MAX_PANELS * PANEL
+}
+
+/// [`Kernel::scratch_len`] of any attention with these heads.
+pub fn max_scratch_len(heads: usize, kv_heads: usize, head_dim: usize) -> usize {
+    scratch_words((heads / kv_heads.max(1)).max(1), head_dim)
+}
+
+impl<'a> Attention<'a> {
+    /// Checks operands against shapes.
+    ///
+    /// # Errors
+    /// `Shape` for short buffers, `Unsupported` for dtypes and for heads that are no multiple of kv_heads.
+    pub fn new(a: AttentionArgs<'a>) -> Result<Self, KernelError> {
+        const NAME: &str = "attention";
+        let l = a.cache.layout();
+        float(NAME, a.q.dtype())?;
+        same(NAME, "out dtype", a.q.dtype(), a.out.dtype())?;
+        if a.heads == 0 || !a.heads.is_multiple_of(l.kv_heads()) {
+            let what = format!("{} heads on {} kv_heads; they must divide", a.heads, l.kv_heads());
+            return Err(KernelError::Unsupported { kernel: NAME, what });
+        }
+        a.batch.check(&a.cache)?;
+        let n = product(NAME, "q", &[a.batch.rows(), a.heads, l.head_dim()])?;
+        at_least(NAME, "q elements", n, a.q.len())?;
+        at_least(NAME, "out elements", n, a.out.len())?;
+        let group = a.heads / l.kv_heads();
+        let tile = tile_queries(group);
+        let units = a.batch.sequences().iter().map(|s| s.q_len.div_ceil(tile) * l.kv_heads()).sum();
+        let kind = Kind::of(a.path, a.q.dtype(), l.dtype());
+        Ok(Attention { args: a, kind, group, tile, units })
+    }
+
+    /// One tile of query rows under one key-value head.
+    ///
+    /// # Safety
+    /// The caller owns the tile's output; `s` is as split by `Scratch::split`.
+    unsafe fn tile(&self, seq: &Sequence, kv_head: usize, first: usize, s: &mut Scratch) {
+        let a = &self.args;
+        let hd = a.cache.layout().head_dim();
+        let queries = self.tile.min(seq.q_len - first);
+        let rows = queries * self.group;
+        // Positions that row r sees: limits do not descend with r.
+        let base = seq.kv_len - seq.q_len + first + 1;
+        let limit = |r: usize| base + r / self.group;
+        with_float!(a.q.dtype(), T => a.path.run(|| for (r0, n) in sub_tiles(rows) {
+            // SAFETY: the tile's query rows were checked when built.
+            unsafe { self.pack_q::<T>(seq.q_start + first, kv_head, r0, n, s.q.as_mut_ptr()) };
+        }));
+        let leaves = limit(rows - 1).div_ceil(ATTENTION_LEAF);
+        for leaf in 0..leaves {
+            let start = leaf * ATTENTION_LEAF;
+            let filled = ATTENTION_LEAF.min(limit(rows - 1) - start);
+            let mut k = [std::ptr::null(); LEAF_PANELS];
+            let mut v = [std::ptr::null(); LEAF_PANELS];
+            let l = a.cache.layout();
+            for p in 0..filled.div_ceil(PANEL) {
+                let position = start + p * PANEL;
+                let (block, at) = (a.batch.block_of(seq, position), position % l.block());
+                // SAFETY: block ids were checked; indices of the layout are within a block.
+                unsafe {
+                    k[p] = a.cache.at(block, l.k_index(kv_head, at, 0)).cast_const();
+                    v[p] = a.cache.at(block, l.v_index(kv_head, at, 0)).cast_const();
+                }
+            }
+            for (r0, n) in sub_tiles(rows) {
+                if limit(r0 + n - 1) <= start {
+                    continue;
+                }
+                // SAFETY: k and v hold the leaf's panels; r0..r0 + n are rows of the tile.
+                unsafe { self.leaf(&k, &v, filled, start, r0, n, &limit, s) };
+            }
+        }
+        with_float!(a.q.dtype(), T => a.path.run(|| for r in 0..rows {
+            let row = seq.q_start + first + r / self.group;
+            let head = kv_head * self.group + r % self.group;
+            // SAFETY: checked when built; the unit owns these elements.
+            let out = unsafe { a.out.slice::<T>((row * a.heads + head) * hd, hd) };
+            let sum = s.state[r * 2 + 1];
+            for (o, t) in out.iter_mut().zip(&s.total[r * s.padded..]) {
+                *o = <T as Element>::from_f32(t / sum);
+            }
+        }));
+    }
+
+    /// Packs query rows `r0..r0 + n` of a tile as GEMM rows of depth head_dim.
+    ///
+    /// # Safety
+    /// The rows exist; `out` holds the tile's packed queries.
+    #[inline(always)]
+    unsafe fn pack_q<T: Element>(&self, row0: usize, kv_head: usize, r0: usize, n: usize, out: *mut f32) {
+        let a = &self.args;
+        let hd = a.cache.layout().head_dim();
+        let words = hd / self.kind.k_per_step() * self.kind.x_words();
+        for r in r0..r0 + n {
+            let row = row0 + r / self.group;
+            let head = kv_head * self.group + r % self.group;
+            // SAFETY: element (row, head, 0) is within q; the packed row is within out.
+            unsafe {
+                let x = a.q.ptr::<T>().add((row * a.heads + head) * hd);
+                let out = out.add(r0 * words + (r - r0));
+                for w in 0..words {
+                    *out.add(w * n) = match self.kind {
+                        Kind::Bf16Pairs => x.cast::<f32>().add(w).read_unaligned(),
+                        _ => (*x.add(w)).to_f32(),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Rows `r0..r0 + n` over one leaf: scores, weights, weighted values, fold.
+    ///
+    /// # Safety
+    /// `k` and `v` point at the leaf's panels that hold `filled` positions.
+    unsafe fn leaf(
+        &self,
+        k: &[*const u8; LEAF_PANELS],
+        v: &[*const u8; LEAF_PANELS],
+        filled: usize,
+        start: usize,
+        r0: usize,
+        n: usize,
+        limit: &impl Fn(usize) -> usize,
+        s: &mut Scratch,
+    ) {
+        let a = &self.args;
+        let hd = a.cache.layout().head_dim();
+        let words = hd / self.kind.k_per_step() * self.kind.x_words();
+        let widest = if n <= WIDE_ROWS { MAX_PANELS } else { 2 };
+        let panels = filled.min(limit(r0 + n - 1) - start).div_ceil(PANEL);
+        let mut p = 0;
+        while p < panels {
+            let np = widest.min(panels - p);
+            let mut w = [k[p]; MAX_PANELS];
+            w[..np].copy_from_slice(&k[p..p + np]);
+            // SAFETY: packed rows r0.. hold `words` each; every K panel holds head_dim elements of 16 positions.
+            unsafe {
+                let args = TileArgs {
+                    x: s.q.as_ptr().add(r0 * words),
+                    w,
+                    steps: hd / self.kind.k_per_step(),
+                    acc: s.tile.as_mut_ptr(),
+                    resume: false,
+                };
+                tile::run(a.path, self.kind, n, np, &args);
+            }
+            for r in 0..n {
+                let from = &s.tile[r * np * PANEL..(r + 1) * np * PANEL];
+                let to = (r0 + r) * ATTENTION_LEAF + p * PANEL;
+                s.scores[to..to + np * PANEL].copy_from_slice(from);
+            }
+            p += np;
+        }
+        // Rows that see nothing of this leaf come first.
+        let skip = (r0..r0 + n).take_while(|r| limit(*r) <= start).count();
+        let (r0, n) = (r0 + skip, n - skip);
+        let seen = |r: usize| ATTENTION_LEAF.min(limit(r) - start);
+        let mut states = [LeafState { max: 0.0, sum: 0.0 }; MAX_ROWS];
+        for r in 0..n {
+            let row = &mut s.scores[(r0 + r) * ATTENTION_LEAF..(r0 + r + 1) * ATTENTION_LEAF];
+            states[r] = a.path.run(|| weigh(row, seen(r0 + r), a.scale));
+        }
+        // Positions that all rows see together, then each row's own rest: a product with a masked value would carry
+        // its NaN.
+        let common = seen(r0);
+        // SAFETY: rows and positions as above.
+        unsafe { self.values(v, r0, n, 0, common, false, s) };
+        for r in 0..n {
+            if seen(r0 + r) > common {
+                // SAFETY: as above.
+                unsafe { self.values(v, r0 + r, 1, common, seen(r0 + r), true, s) };
+            }
+        }
+        let (total, acc, padded) = (&mut *s.total, &*s.acc, s.padded);
+        a.path.run(|| {
+            for r in 0..n {
+                let row = (r0 + r) * padded..(r0 + r + 1) * padded;
+                let state = &mut s.state[(r0 + r) * 2..(r0 + r) * 2 + 2];
+                let (total, acc) = (&mut total[row.clone()], &acc[row]);
+                if start == 0 {
+                    (state[0], state[1]) = (states[r].max, states[r].sum);
+                    total.copy_from_slice(acc);
+                    continue;
+                }
+                let before = LeafState { max: state[0], sum: state[1] };
+                let (after, fa, fb) = fold_leaf(before, states[r]);
+                (state[0], state[1]) = (after.max, after.sum);
+                for (t, o) in total.iter_mut().zip(acc) {
+                    *t = *t * fa + *o * fb;
+                }
+            }
+        });
+    }
+
+    /// `acc[r] (+)= sum of p[r][j] * v[j]` for positions `from..to` of the leaf, `n` rows from `r0`.
+    ///
+    /// # Safety
+    /// As `leaf`; `to` is at most the positions the panels hold.
+    unsafe fn values(
+        &self,
+        v: &[*const u8; LEAF_PANELS],
+        r0: usize,
+        n: usize,
+        from: usize,
+        to: usize,
+        resume: bool,
+        s: &mut Scratch,
+    ) {
+        let l = self.args.cache.layout();
+        let widest = if n <= WIDE_ROWS { MAX_PANELS } else { 2 };
+        let chunks = l.head_dim().div_ceil(PANEL);
+        let mut c = 0;
+        while c < chunks {
+            let nc = widest.min(chunks - c);
+            // SAFETY: row r0 of scores and accumulators; chunk c of each value row.
+            let args = unsafe {
+                ValueArgs {
+                    p: s.scores.as_ptr().add(r0 * ATTENTION_LEAF),
+                    v,
+                    row_len: l.head_dim(),
+                    col: c * PANEL,
+                    last: PANEL.min(l.head_dim() - (c + nc - 1) * PANEL),
+                    from,
+                    to,
+                    acc: s.acc.as_mut_ptr().add(r0 * s.padded + c * PANEL),
+                    acc_stride: s.padded,
+                    resume,
+                }
+            };
+            match self.args.path.isa() {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: passed on; the path proves the features.
+                Isa::Avx512 => unsafe { avx512::values(l.dtype(), n, nc, &args) },
+                // SAFETY: passed on.
+                _ => unsafe { scalar::values(l.dtype(), n, nc, &args) },
+            }
+            c += nc;
+        }
+    }
+}
+
+/// A product of weights `[rows][128]` with value rows: `v[j / 16]` points at 16 rows of `row_len` elements; columns
+/// `col..` in chunks of 16, `last` columns in the last chunk. `acc` rows are `acc_stride` apart and padded to 16.
+struct ValueArgs<'a> {
+    p: *const f32,
+    v: &'a [*const u8; LEAF_PANELS],
+    row_len: usize,
+    col: usize,
+    last: usize,
+    from: usize,
+    to: usize,
+    acc: *mut f32,
+    acc_stride: usize,
+    resume: bool,
+}
+
+/// Row tiles of at most 12, of 6 when that suffices for all.
+fn sub_tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.div_ceil(MAX_ROWS).max(1);
+    let (base, extra) = (rows / count, rows % count);
+    (0..count).map(move |t| (t * base + t.min(extra), base + usize::from(t < extra)))
+}
+
+/// Scores to weights of one row over one leaf of `n` seen positions.
+#[inline(always)]
+fn weigh(scores: &mut [f32], n: usize, scale: f32) -> LeafState {
+    let (seen, rest) = scores.split_at_mut(n);
+    let mut maxima = [f32::NEG_INFINITY; TREE_LANES];
+    let (chunks, tail) = seen.as_chunks_mut::<TREE_LANES>();
+    for c in chunks.iter_mut() {
+        for l in 0..TREE_LANES {
+            c[l] *= scale;
+            maxima[l] = if c[l] > maxima[l] { c[l] } else { maxima[l] };
+        }
+    }
+    for (m, s) in maxima.iter_mut().zip(tail.iter_mut()) {
+        *s *= scale;
+        *m = if *s > *m { *s } else { *m };
+    }
+    let mut max = f32::NEG_INFINITY;
+    for m in maxima {
+        max = if m > max { m } else { max };
+    }
+    let mut sums = [0.0f32; TREE_LANES];
+    for c in chunks {
+        for l in 0..TREE_LANES {
+            c[l] = lanes::exp(c[l] - max);
+            sums[l] += c[l];
+        }
+    }
+    for (sum, s) in sums.iter_mut().zip(tail) {
+        *s = lanes::exp(*s - max);
+        *sum += *s;
+    }
+    rest.fill(0.0);
+    LeafState { max, sum: tree16(&sums) }
+}
+
+struct Scratch<'a> {
+    q: &'a mut [f32],
+    scores: &'a mut [f32],
+    acc: &'a mut [f32],
+    total: &'a mut [f32],
+    state: &'a mut [f32],
+    tile: &'a mut [f32],
+    padded: usize,
+}
+
+impl<'a> Scratch<'a> {
+    fn split(s: &'a mut [f32], rows: usize, head_dim: usize) -> Self {
+        let padded = head_dim.next_multiple_of(PANEL);
+        let (q, s) = s.split_at_mut(rows * head_dim);
+        let (scores, s) = s.split_at_mut(rows * ATTENTION_LEAF);
+        let (acc, s) = s.split_at_mut(rows * padded);
+        let (total, s) = s.split_at_mut(rows * padded);
+        let (state, s) = s.split_at_mut(rows * 2);
+        let (tile, _) = s.split_at_mut(MAX_ROWS * MAX_PANELS * PANEL);
+        Scratch { q, scores, acc, total, state, tile, padded }
+    }
+}
+
+impl Kernel for Attention<'_> {
+    fn units(&self) -> usize {
+        self.units
+    }
+
+    fn scratch_len(&self) -> usize {
+        scratch_words(self.group, self.args.cache.layout().head_dim())
+    }
+
+    unsafe fn run(&self, units: Range<usize>, scratch: &mut [f32]) {
+        assert!(units.end <= self.units && scratch.len() >= self.scratch_len());
+        let l = self.args.cache.layout();
+        let mut s = Scratch::split(scratch, self.tile * self.group, l.head_dim());
+        // Units run sequence by sequence, then by key-value head, then by tile of rows.
+        let mut base = 0;
+        for seq in self.args.batch.sequences() {
+            let tiles = seq.q_len.div_ceil(self.tile);
+            let end = base + tiles * l.kv_heads();
+            for unit in units.start.max(base)..units.end.min(end) {
+                let (kv_head, t) = ((unit - base) / tiles, (unit - base) % tiles);
+                // SAFETY: the unit owns its rows and heads of the output.
+                unsafe { self.tile(seq, kv_head, t * self.tile, &mut s) };
+            }
+            base = end;
+            if base >= units.end {
+                break;
+            }
+        }
+    }
+}

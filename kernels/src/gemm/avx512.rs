@@ -1,0 +1,182 @@
+//! AVX-512 tiles. Accumulators stay in registers; x is broadcast from its packed form.
+
+use std::arch::x86_64::*;
+
+use super::tile::{Kind, MAX_PANELS, TileArgs};
+
+/// Bytes ahead of the reader that panels are prefetched in tiles of few rows, which wait for memory.
+const AHEAD: usize = 2048;
+
+macro_rules! dispatch {
+    ($f:ident, $rows:expr, $panels:expr, $args:expr; $(($r:literal, $p:literal)),*) => {
+        match ($rows, $panels) {
+            $(($r, $p) => $f::<$r, $p>($args),)*
+            _ => unreachable!("tile of {} rows and {} panels", $rows, $panels),
+        }
+    };
+}
+
+macro_rules! shapes {
+    ($f:ident, $rows:expr, $panels:expr, $args:expr) => {
+        dispatch!($f, $rows, $panels, $args;
+            (1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (3, 3), (3, 4),
+            (4, 1), (4, 2), (4, 3), (4, 4), (5, 1), (5, 2), (5, 3), (5, 4), (6, 1), (6, 2), (6, 3), (6, 4),
+            (7, 1), (7, 2), (8, 1), (8, 2), (9, 1), (9, 2), (10, 1), (10, 2), (11, 1), (11, 2), (12, 1), (12, 2))
+    };
+}
+
+/// # Safety
+/// As `tile::run`, on a machine with the features below.
+pub(super) unsafe fn run(kind: Kind, rows: usize, panels: usize, args: &TileArgs) {
+    // SAFETY: passed on.
+    unsafe {
+        match kind {
+            Kind::Bf16Pairs => shapes!(bf16_pairs, rows, panels, args),
+            Kind::Bf16Wide => shapes!(bf16_wide, rows, panels, args),
+            Kind::F16 => shapes!(f16, rows, panels, args),
+            Kind::F32 => shapes!(f32, rows, panels, args),
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
+unsafe fn load<const R: usize, const P: usize>(a: &TileArgs) -> [[__m512; P]; R] {
+    let mut c = [[_mm512_setzero_ps(); P]; R];
+    if a.resume {
+        for r in 0..R {
+            for p in 0..P {
+                // SAFETY: within the accumulator.
+                c[r][p] = unsafe { _mm512_loadu_ps(a.acc.add((r * P + p) * 16)) };
+            }
+        }
+    }
+    c
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
+unsafe fn store<const R: usize, const P: usize>(a: &TileArgs, c: [[__m512; P]; R]) {
+    for r in 0..R {
+        for p in 0..P {
+            // SAFETY: within the accumulator.
+            unsafe { _mm512_storeu_ps(a.acc.add((r * P + p) * 16), c[r][p]) };
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch<const R: usize, const P: usize>(w: &[*const u8; MAX_PANELS], at: usize) {
+    if R <= 6 {
+        for p in 0..P {
+            _mm_prefetch::<_MM_HINT_T0>(w[p].wrapping_add(at + AHEAD).cast());
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
+unsafe fn bf16_pairs<const R: usize, const P: usize>(a: &TileArgs) {
+    // SAFETY: the caller's pointers cover `steps`.
+    unsafe {
+        let mut c = load::<R, P>(a);
+        let x = a.x.cast::<i32>();
+        for s in 0..a.steps {
+            let mut w = [_mm512_setzero_si512(); P];
+            for p in 0..P {
+                w[p] = _mm512_loadu_si512(a.w[p].add(s * 64).cast());
+            }
+            prefetch::<R, P>(&a.w, s * 64);
+            for r in 0..R {
+                let v = _mm512_set1_epi32(*x.add(s * R + r));
+                for p in 0..P {
+                    c[r][p] = _mm512_dpbf16_ps(c[r][p], pairs(w[p]), pairs(v));
+                }
+            }
+        }
+        store(a, c);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn pairs(v: __m512i) -> __m512bh {
+    // SAFETY: both are 64 plain bytes.
+    unsafe { std::mem::transmute(v) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
+unsafe fn bf16_wide<const R: usize, const P: usize>(a: &TileArgs) {
+    // SAFETY: the caller's pointers cover `steps`.
+    unsafe {
+        let mut c = load::<R, P>(a);
+        let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        for s in 0..a.steps {
+            prefetch::<R, P>(&a.w, s * 64);
+            for odd in 0..2 {
+                let mut w = [_mm512_setzero_ps(); P];
+                for p in 0..P {
+                    let v = _mm512_loadu_si512(a.w[p].add(s * 64).cast());
+                    w[p] = _mm512_castsi512_ps(if odd == 0 {
+                        _mm512_slli_epi32::<16>(v)
+                    } else {
+                        _mm512_and_si512(v, upper)
+                    });
+                }
+                for r in 0..R {
+                    let v = _mm512_set1_ps(*a.x.add((2 * s + odd) * R + r));
+                    for p in 0..P {
+                        c[r][p] = _mm512_fmadd_ps(v, w[p], c[r][p]);
+                    }
+                }
+            }
+        }
+        store(a, c);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
+unsafe fn f16<const R: usize, const P: usize>(a: &TileArgs) {
+    // SAFETY: the caller's pointers cover `steps`.
+    unsafe {
+        let mut c = load::<R, P>(a);
+        for s in 0..a.steps {
+            let mut w = [_mm512_setzero_ps(); P];
+            for p in 0..P {
+                w[p] = _mm512_cvtph_ps(_mm256_loadu_si256(a.w[p].add(s * 32).cast()));
+            }
+            if s % 2 == 0 {
+                prefetch::<R, P>(&a.w, s * 32);
+            }
+            for r in 0..R {
+                let v = _mm512_set1_ps(*a.x.add(s * R + r));
+                for p in 0..P {
+                    c[r][p] = _mm512_fmadd_ps(v, w[p], c[r][p]);
+                }
+            }
+        }
+        store(a, c);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
+unsafe fn f32<const R: usize, const P: usize>(a: &TileArgs) {
+    // SAFETY: the caller's pointers cover `steps`.
+    unsafe {
+        let mut c = load::<R, P>(a);
+        for s in 0..a.steps {
+            let mut w = [_mm512_setzero_ps(); P];
+            for p in 0..P {
+                w[p] = _mm512_loadu_ps(a.w[p].add(s * 64).cast());
+            }
+            prefetch::<R, P>(&a.w, s * 64);
+            for r in 0..R {
+                let v = _mm512_set1_ps(*a.x.add(s * R + r));
+                for p in 0..P {
+                    c[r][p] = _mm512_fmadd_ps(v, w[p], c[r][p]);
+                }
+            }
+        }
+        store(a, c);
+    }
+}

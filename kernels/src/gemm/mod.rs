@@ -1,0 +1,335 @@
+//! `y[m, n] = x[m, k] * W[n, k]^T (+ bias)` for any m, with W packed in panels of 16 features.
+//!
+//! Needs: x and W of one dtype in {bf16, f16, f32}; W packed by [`pack_panel`]. Accumulates in f32.
+//! Order: K is cut into `numerics::gemm_slices(n, k)` slices; each starts at zero and adds in ascending k; slices are
+//! folded left; then bias; then the epilogue rounds once. Row count, units and threads do not enter.
+//! Differs by ISA: scalar multiplies and adds; AVX-512 fuses (f16, f32) or uses `vdpbf16ps`, which adds two products
+//! per step and flushes subnormals (bf16).
+
+use std::ops::Range;
+
+use lathe_numerics::contract::{PANEL, gemm_slices};
+
+use crate::convert::Element;
+use crate::error::{KernelError, at_least, product, span};
+use crate::view::{float, same, with_float};
+use crate::{Dst, IsaPath, Kernel, Src, lanes};
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod cases;
+mod pack;
+pub mod reference;
+mod scalar;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tile;
+
+pub(crate) use pack::packed_index;
+pub use pack::{pack_panel, packed_len, padded_k, panel_bytes};
+use tile::{Kind, MAX_PANELS, MAX_ROWS, TileArgs, WIDE_ROWS};
+
+/// What becomes of an accumulated row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// `out[m, n]` = the sum, rounded to the output dtype.
+    Store,
+    /// `out[m, cols] = silu(gate) * up` in f32, rounded once. Weight rows are interleaved by 16: gate rows 0..16,
+    /// up rows 0..16, gate rows 16..32, ...; each half is padded with zero rows to a multiple of 16. `n = 2 * cols`.
+    SiluMul,
+}
+
+/// Operands of a [`Gemm`].
+pub struct GemmArgs<'a> {
+    /// Instruction set.
+    pub path: IsaPath,
+    /// `[m, k]`, row r at `r * x_stride`.
+    pub x: Src<'a>,
+    /// Elements between rows of x.
+    pub x_stride: usize,
+    /// Rows.
+    pub m: usize,
+    /// Logical features of the weight (`2 * cols` for `SiluMul`); fixes the K slices.
+    pub n: usize,
+    /// Depth.
+    pub k: usize,
+    /// Packed weight, x's dtype, [`packed_len`] elements (`SiluMul`: of its padded rows, see [`stored_rows`]).
+    pub weight: Src<'a>,
+    /// f32, in stored row order: `n` long for `Store`, [`stored_rows`] for `SiluMul`.
+    pub bias: Option<&'a [f32]>,
+    /// f32, bf16 or f16; row r at `r * out_stride`.
+    pub out: Dst<'a>,
+    /// Elements between rows of out.
+    pub out_stride: usize,
+    /// What is stored.
+    pub epilogue: Epilogue,
+}
+
+/// Rows that a packed weight of `n` logical features holds, before padding to whole panels.
+pub const fn stored_rows(n: usize, epilogue: Epilogue) -> usize {
+    match epilogue {
+        Epilogue::Store => n,
+        Epilogue::SiluMul => 2 * (n / 2).next_multiple_of(PANEL),
+    }
+}
+
+/// A checked GEMM.
+pub struct Gemm<'a> {
+    args: GemmArgs<'a>,
+    kind: Kind,
+    shape: Shape,
+}
+
+/// How rows, panels and K are cut; a function of the problem's shape.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    panels: usize,
+    slices: usize,
+    slice_k: usize,
+    row_blocks: usize,
+    block_rows: usize,
+    group: usize,
+    groups: usize,
+}
+
+/// Rows whose packed x is kept while the weights stream past.
+const BLOCK_ROWS: usize = 96;
+/// Words of packed x per thread: beyond it fewer rows are kept, as they would fall out of the second-level cache.
+const BLOCK_WORDS: usize = 512 * 1024;
+/// Depth of one tile call: two panels of it stay in the second-level cache for all tiles of a row block.
+const BLOCK_K: usize = 2048;
+/// Panels per unit: 64 features for few rows, so that many threads find work; 128 features else.
+const GROUP_FEW: usize = 4;
+const GROUP_MANY: usize = 8;
+
+fn words_per_row(kind: Kind, k: usize) -> usize {
+    k.div_ceil(kind.k_per_step()) * kind.x_words()
+}
+
+fn rows_per_block(kind: Kind, m: usize, k: usize) -> usize {
+    let fits = BLOCK_WORDS / words_per_row(kind, k).max(1) / MAX_ROWS * MAX_ROWS;
+    fits.clamp(MAX_ROWS, BLOCK_ROWS).min(m)
+}
+
+fn scratch_words(kind: Kind, m: usize, k: usize) -> usize {
+    let rows = rows_per_block(kind, m, k);
+    rows * words_per_row(kind, k) + 2 * rows * MAX_PANELS * PANEL
+}
+
+/// Upper bound of [`Kernel::scratch_len`] over all `m <= max_m`.
+pub fn max_scratch_len(path: IsaPath, dtype: lathe_numerics::DType, max_m: usize, k: usize) -> usize {
+    scratch_words(Kind::of(path, dtype, dtype), max_m, k)
+}
+
+impl<'a> Gemm<'a> {
+    /// Checks operands against shapes.
+    ///
+    /// # Errors
+    /// `Shape` when a buffer is too short, a stride too small or a size zero or odd where it may not be; `Unsupported`
+    /// for dtypes.
+    pub fn new(args: GemmArgs<'a>) -> Result<Self, KernelError> {
+        const NAME: &str = "gemm";
+        let GemmArgs { m, n, k, .. } = args;
+        float(NAME, args.x.dtype())?;
+        float(NAME, args.out.dtype())?;
+        same(NAME, "weight dtype", args.x.dtype(), args.weight.dtype())?;
+        at_least(NAME, "n", 1, n)?;
+        at_least(NAME, "k", 1, k)?;
+        product(NAME, "n", &[n, 64])?;
+        let cols = match args.epilogue {
+            Epilogue::Store => n,
+            Epilogue::SiluMul if n % 2 == 1 => {
+                let what = format!("silu_mul of {n} features; gate and up need an even number");
+                return Err(KernelError::Unsupported { kernel: NAME, what });
+            }
+            Epilogue::SiluMul => n / 2,
+        };
+        let rows = stored_rows(n, args.epilogue);
+        at_least(NAME, "x elements", span(NAME, "x stride", m, k, args.x_stride)?, args.x.len())?;
+        at_least(NAME, "out elements", span(NAME, "out stride", m, cols, args.out_stride)?, args.out.len())?;
+        at_least(NAME, "weight elements", packed_len(args.x.dtype(), rows, k)?, args.weight.len())?;
+        if let Some(bias) = args.bias {
+            at_least(NAME, "bias elements", rows, bias.len())?;
+        }
+        let kind = Kind::of(args.path, args.x.dtype(), args.weight.dtype());
+        let max_rows = rows_per_block(kind, m.max(1), k);
+        let row_blocks = m.div_ceil(max_rows);
+        let group = if m <= MAX_ROWS { GROUP_FEW } else { GROUP_MANY };
+        let panels = rows.div_ceil(PANEL);
+        let slices = gemm_slices(n, k);
+        let shape = Shape {
+            panels,
+            slices,
+            slice_k: k / slices,
+            row_blocks,
+            block_rows: if row_blocks == 0 { 0 } else { m.div_ceil(row_blocks) },
+            group,
+            groups: panels.div_ceil(group),
+        };
+        Ok(Gemm { args, kind, shape })
+    }
+
+    /// Packs the rows of one row block, tile after tile.
+    ///
+    /// # Safety
+    /// `out` holds `rows * words_per_row` words.
+    unsafe fn pack_rows(&self, first: usize, rows: usize, out: *mut f32) {
+        let words = words_per_row(self.kind, self.args.k);
+        let a = &self.args;
+        with_float!(a.x.dtype(), T => a.path.run(|| {
+            for (r0, n) in tiles(rows) {
+                // SAFETY: rows first..first + rows are within x, checked when built.
+                unsafe {
+                    let x = a.x.ptr::<T>().add((first + r0) * a.x_stride);
+                    tile::pack_x(self.kind, x, a.x_stride, n, a.k, out.add(r0 * words));
+                }
+            }
+        }));
+    }
+
+    /// Sums of `rows` packed rows and `np` panels from `p`. Returns where they are: `[rows][np * 16]`.
+    ///
+    /// # Safety
+    /// `x` was filled by `pack_rows`; `part` and `total` hold `rows * np * 16` words each.
+    unsafe fn accumulate(
+        &self,
+        rows: usize,
+        p: usize,
+        np: usize,
+        x: *const f32,
+        part: *mut f32,
+        total: *mut f32,
+    ) -> *mut f32 {
+        let Shape { slices, slice_k, .. } = self.shape;
+        let (a, kind) = (&self.args, self.kind);
+        let words = words_per_row(kind, a.k);
+        let panel = panel_bytes(a.x.dtype(), a.k);
+        let len = rows * np * PANEL;
+        for slice in 0..slices {
+            for k0 in (0..slice_k).step_by(BLOCK_K) {
+                let depth = BLOCK_K.min(slice_k - k0);
+                let step0 = (slice * slice_k + k0) / kind.k_per_step();
+                let mut w = [a.weight.byte_ptr(); MAX_PANELS];
+                for (i, w) in w.iter_mut().take(np).enumerate() {
+                    // SAFETY: panel p + i exists and step0 is within it.
+                    *w = unsafe { w.add((p + i) * panel + step0 * kind.w_bytes()) };
+                }
+                for (r0, n) in tiles(rows) {
+                    // SAFETY: offsets within the packed rows and the accumulator.
+                    unsafe {
+                        let args = TileArgs {
+                            x: x.add(r0 * words + step0 * kind.x_words() * n),
+                            w,
+                            steps: depth.div_ceil(kind.k_per_step()),
+                            acc: part.add(r0 * np * PANEL),
+                            resume: k0 > 0,
+                        };
+                        tile::run(a.path, kind, n, np, &args);
+                    }
+                }
+            }
+            if slices > 1 {
+                // SAFETY: both hold `len` words and do not overlap.
+                let (total, part) = unsafe {
+                    (std::slice::from_raw_parts_mut(total, len), std::slice::from_raw_parts(part, len))
+                };
+                if slice == 0 {
+                    total.copy_from_slice(part);
+                } else {
+                    a.path.run(|| total.iter_mut().zip(part).for_each(|(t, p)| *t += p));
+                }
+            }
+        }
+        if slices > 1 { total } else { part }
+    }
+
+    /// Rounds and stores the sums of `np` panels from `p` for rows `first..first + rows`.
+    ///
+    /// # Safety
+    /// `sums` holds `rows * np * 16` words; nobody else touches these output elements.
+    #[inline(always)]
+    unsafe fn store<T: Element>(&self, first: usize, rows: usize, p: usize, np: usize, sums: *mut f32) {
+        let a = &self.args;
+        for r in 0..rows {
+            // SAFETY: row r of the sums.
+            let sums = unsafe { std::slice::from_raw_parts_mut(sums.add(r * np * PANEL), np * PANEL) };
+            if let Some(bias) = a.bias {
+                let bias = &bias[p * PANEL..];
+                sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
+            }
+            let row = (first + r) * a.out_stride;
+            match a.epilogue {
+                Epilogue::Store => {
+                    let len = (np * PANEL).min(a.n - p * PANEL);
+                    // SAFETY: columns below n of a checked row; the caller owns them.
+                    let out = unsafe { a.out.slice::<T>(row + p * PANEL, len) };
+                    out.iter_mut().zip(&*sums).for_each(|(o, s)| *o = T::from_f32(*s));
+                }
+                Epilogue::SiluMul => {
+                    for (i, pair) in sums.chunks_exact(2 * PANEL).enumerate() {
+                        let (gate, up) = pair.split_at(PANEL);
+                        let col = (p / 2 + i) * PANEL;
+                        // SAFETY: as above, columns below n / 2.
+                        let out = unsafe { a.out.slice::<T>(row + col, PANEL.min(a.n / 2 - col)) };
+                        for (o, (g, u)) in out.iter_mut().zip(gate.iter().zip(up)) {
+                            *o = T::from_f32(lanes::silu(*g) * u);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Row tiles of a block: as few as possible, sizes differing by one at most.
+fn tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.div_ceil(MAX_ROWS).max(1);
+    let (base, extra) = (rows / count, rows % count);
+    (0..count).map(move |t| (t * base + t.min(extra), base + usize::from(t < extra))).filter(|t| t.1 > 0)
+}
+
+impl Kernel for Gemm<'_> {
+    fn units(&self) -> usize {
+        self.shape.row_blocks * self.shape.groups
+    }
+
+    fn scratch_len(&self) -> usize {
+        scratch_words(self.kind, self.args.m, self.args.k)
+    }
+
+    unsafe fn run(&self, units: Range<usize>, scratch: &mut [f32]) {
+        assert!(units.end <= self.units() && scratch.len() >= self.scratch_len());
+        let Shape { panels, block_rows, group, groups, .. } = self.shape;
+        let (x, sums) = scratch.split_at_mut(block_rows * words_per_row(self.kind, self.args.k));
+        let (part, total) = sums.split_at_mut(block_rows * MAX_PANELS * PANEL);
+        let mut packed = usize::MAX;
+        for unit in units {
+            let (block, g) = (unit / groups, unit % groups);
+            let first = block * block_rows;
+            let rows = block_rows.min(self.args.m.saturating_sub(first));
+            if rows == 0 {
+                continue;
+            }
+            if packed != block {
+                // SAFETY: x holds block_rows packed rows.
+                unsafe { self.pack_rows(first, rows, x.as_mut_ptr()) };
+                packed = block;
+            }
+            let widest = if rows <= WIDE_ROWS { MAX_PANELS } else { 2 };
+            let end = ((g + 1) * group).min(panels);
+            let mut p = g * group;
+            while p < end {
+                let np = widest.min(end - p);
+                // SAFETY: scratch was split by these sizes; the unit owns its rows and panels.
+                unsafe {
+                    let sums =
+                        self.accumulate(rows, p, np, x.as_ptr(), part.as_mut_ptr(), total.as_mut_ptr());
+                    with_float!(self.args.out.dtype(), T => self.args.path.run(|| {
+                        self.store::<T>(first, rows, p, np, sums);
+                    }));
+                }
+                p += np;
+            }
+        }
+    }
+}

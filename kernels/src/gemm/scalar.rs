@@ -1,0 +1,114 @@
+//! Portable tiles: products and sums unfused, 16 features side by side.
+
+use super::tile::{Kind, TileArgs};
+use crate::convert::{bf16_bits_to_f32, f16_bits_to_f32};
+
+/// # Safety
+/// As `tile::run`.
+pub(super) unsafe fn run(kind: Kind, rows: usize, panels: usize, a: &TileArgs) {
+    for p in 0..panels {
+        let mut r = 0;
+        while r < rows {
+            let n = if rows - r >= 2 { 2 } else { 1 };
+            // SAFETY: rows r..r + n and panel p are within the tile.
+            unsafe {
+                match (kind, n) {
+                    (Kind::F32, 2) => f32_rows::<2>(rows, panels, r, p, a),
+                    (Kind::F32, _) => f32_rows::<1>(rows, panels, r, p, a),
+                    (Kind::F16, 2) => f16_rows::<2>(rows, panels, r, p, a),
+                    (Kind::F16, _) => f16_rows::<1>(rows, panels, r, p, a),
+                    (_, 2) => bf16_rows::<2>(rows, panels, r, p, a),
+                    (_, _) => bf16_rows::<1>(rows, panels, r, p, a),
+                }
+            }
+            r += n;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load<const N: usize>(
+    rows: usize,
+    panels: usize,
+    r: usize,
+    p: usize,
+    a: &TileArgs,
+) -> [[f32; 16]; N] {
+    let _ = rows;
+    let mut acc = [[0.0; 16]; N];
+    if a.resume {
+        for i in 0..N {
+            // SAFETY: element (r + i, p) of the accumulator.
+            acc[i] = unsafe { *a.acc.add(((r + i) * panels + p) * 16).cast() };
+        }
+    }
+    acc
+}
+
+#[inline(always)]
+unsafe fn store<const N: usize>(panels: usize, r: usize, p: usize, a: &TileArgs, acc: [[f32; 16]; N]) {
+    for i in 0..N {
+        // SAFETY: element (r + i, p) of the accumulator.
+        unsafe { *a.acc.add(((r + i) * panels + p) * 16).cast() = acc[i] };
+    }
+}
+
+unsafe fn f32_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usize, a: &TileArgs) {
+    // SAFETY: the caller's pointers cover `steps`.
+    unsafe {
+        let mut acc = load::<N>(rows, panels, r, p, a);
+        let w = a.w[p].cast::<[f32; 16]>();
+        for s in 0..a.steps {
+            let w = &*w.add(s);
+            for i in 0..N {
+                let x = *a.x.add(s * rows + r + i);
+                for l in 0..16 {
+                    acc[i][l] += x * w[l];
+                }
+            }
+        }
+        store(panels, r, p, a, acc);
+    }
+}
+
+unsafe fn f16_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usize, a: &TileArgs) {
+    // SAFETY: the caller's pointers cover `steps`.
+    unsafe {
+        let mut acc = load::<N>(rows, panels, r, p, a);
+        let w = a.w[p].cast::<[u16; 16]>();
+        for s in 0..a.steps {
+            let w = (*w.add(s)).map(f16_bits_to_f32);
+            for i in 0..N {
+                let x = *a.x.add(s * rows + r + i);
+                for l in 0..16 {
+                    acc[i][l] += x * w[l];
+                }
+            }
+        }
+        store(panels, r, p, a, acc);
+    }
+}
+
+unsafe fn bf16_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usize, a: &TileArgs) {
+    // SAFETY: the caller's pointers cover `steps`.
+    unsafe {
+        let mut acc = load::<N>(rows, panels, r, p, a);
+        let w = a.w[p].cast::<[u32; 16]>();
+        for s in 0..a.steps {
+            let pair = *w.add(s);
+            let even = pair.map(|v| bf16_bits_to_f32(v as u16));
+            let odd = pair.map(|v| f32::from_bits(v & 0xffff_0000));
+            for i in 0..N {
+                let x = *a.x.add(2 * s * rows + r + i);
+                for l in 0..16 {
+                    acc[i][l] += x * even[l];
+                }
+                let x = *a.x.add((2 * s + 1) * rows + r + i);
+                for l in 0..16 {
+                    acc[i][l] += x * odd[l];
+                }
+            }
+        }
+        store(panels, r, p, a, acc);
+    }
+}

@@ -1,0 +1,149 @@
+//! Instruction set paths: detected at run time, forceable, never mixed inside one engine.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::KernelError;
+
+/// A family of kernels that share an instruction set. Answers are bit-identical within one, close across them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Portable Rust; every machine.
+    Scalar,
+    /// x86-64 AVX2 + FMA + F16C. Named so that it can be asked for; it has no kernels and is refused.
+    Avx2,
+    /// x86-64 AVX-512 F, BW, VL, DQ, BF16 with FMA and F16C (Zen 4, Sapphire Rapids and later).
+    Avx512,
+}
+
+impl Isa {
+    /// Name as it stands in flags and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// True when this machine has the instructions and this crate has the kernels.
+    pub fn available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            Isa::Avx2 => false,
+            Isa::Avx512 => avx512(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("fma")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx512() -> bool {
+    false
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = KernelError;
+
+    fn from_str(s: &str) -> Result<Self, KernelError> {
+        match s {
+            "scalar" => Ok(Isa::Scalar),
+            "avx2" => Ok(Isa::Avx2),
+            "avx512" => Ok(Isa::Avx512),
+            _ => Err(KernelError::Unsupported {
+                kernel: "isa",
+                what: format!("{s:?}; known are scalar, avx2, avx512"),
+            }),
+        }
+    }
+}
+
+/// Proof that an [`Isa`] can run here; every problem is built with one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IsaPath(Isa);
+
+impl IsaPath {
+    /// The fastest path of this machine.
+    pub fn detect() -> Self {
+        if Isa::Avx512.available() { IsaPath(Isa::Avx512) } else { IsaPath(Isa::Scalar) }
+    }
+
+    /// The path that was asked for.
+    ///
+    /// # Errors
+    /// `Unsupported` when the machine lacks the instructions or the crate lacks the kernels.
+    pub fn force(isa: Isa) -> Result<Self, KernelError> {
+        if isa.available() {
+            return Ok(IsaPath(isa));
+        }
+        let what = if isa == Isa::Avx2 {
+            "avx2 has no kernels yet; use scalar".to_owned()
+        } else {
+            format!("this machine lacks {isa}; use {}", IsaPath::detect().isa())
+        };
+        Err(KernelError::Unsupported { kernel: "isa", what })
+    }
+
+    /// Every path of this machine.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|i| i.available()).map(IsaPath)
+    }
+
+    /// The instruction set.
+    pub fn isa(self) -> Isa {
+        self.0
+    }
+
+    /// Runs portable code compiled for this path. Rust never fuses or reorders float operations, so the bits are
+    /// those of the plain call; only the vector width differs.
+    #[inline(always)]
+    pub(crate) fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `IsaPath` of Avx512 exists only after the features were detected.
+            Isa::Avx512 => unsafe { with_avx512(f) },
+            _ => f(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
+fn with_avx512<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn avx2_is_refused_with_its_remedy() {
+        let e = IsaPath::force(Isa::Avx2).unwrap_err().to_string();
+        assert_eq!(e, "isa: unsupported: avx2 has no kernels yet; use scalar");
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
+            assert_eq!(isa.name().parse::<Isa>().unwrap(), isa);
+        }
+        assert!("sse9".parse::<Isa>().is_err());
+    }
+}

@@ -1,0 +1,68 @@
+//! Portable maths over 16 lanes with the bits of `lathe_numerics`, free of branches so that it vectorises.
+
+use lathe_numerics::exp::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY};
+
+/// 1.5 * 2^23: adding it to |x| < 2^22 rounds x to an integer, ties to even, in the low mantissa bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// `numerics::exp::exp`, bit for bit.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    let c = if x > EXP_MAX { EXP_MAX } else { x };
+    let c = if c < EXP_MIN { EXP_MIN } else { c };
+    let t = c * LOG2_E + ROUND;
+    let n = t - ROUND;
+    let r = (c - n * LN2_HI) - n * LN2_LO;
+    let mut p = POLY[0];
+    p = p * r + POLY[1];
+    p = p * r + POLY[2];
+    p = p * r + POLY[3];
+    p = p * r + POLY[4];
+    p = p * r + POLY[5];
+    let y = (p * (r * r) + r) + 1.0;
+    let int = t.to_bits().wrapping_sub(ROUND.to_bits());
+    let y = y * f32::from_bits(int.wrapping_add(127) << 23);
+    let y = if x < EXP_MIN { 0.0 } else { y };
+    if x.is_nan() { x } else { y }
+}
+
+/// `numerics::exp::silu`, bit for bit.
+#[inline(always)]
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::IsaPath;
+
+    #[test]
+    fn exp_has_the_contract_bits() {
+        for path in IsaPath::all() {
+            // Every 251st float of both signs, and all the ends.
+            let mut bits = (0..=u32::MAX).step_by(251);
+            let mut ends = [EXP_MIN, EXP_MAX, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::NAN]
+                .into_iter()
+                .flat_map(|x| (-40i32..=40).map(move |d| x.to_bits().wrapping_add_signed(d)));
+            loop {
+                let mut x = [0.0f32; 256];
+                let mut n = 0;
+                while n < x.len() {
+                    let Some(b) = ends.next().or_else(|| bits.next()) else { break };
+                    x[n] = f32::from_bits(b);
+                    n += 1;
+                }
+                if n == 0 {
+                    break;
+                }
+                let mut y = x;
+                path.run(|| y.iter_mut().for_each(|v| *v = exp(*v)));
+                for (x, y) in x[..n].iter().zip(&y) {
+                    let want = lathe_numerics::exp::exp(*x);
+                    assert!(want.to_bits() == y.to_bits() || (want.is_nan() && y.is_nan()), "exp({x:e})");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! `y = x / sqrt(mean(x^2) + eps) * w` per row, alone or after a residual add.
+//!
+//! Order: element i of a row goes to lane i % 16 of the sum of squares, lanes are added by `tree16`; then one
+//! reciprocal square root as `1 / sqrt(..)`, `(x * inv) * w` in f32, one rounding. With a residual, the sum is rounded
+//! to its dtype first and the norm is of the rounded sum. The same bits on every ISA.
+
+use std::ops::Range;
+
+use lathe_numerics::contract::{TREE_LANES, tree16};
+
+use crate::convert::Element;
+use crate::error::{KernelError, at_least, span};
+use crate::view::{float, same, with_float};
+use crate::{Dst, IsaPath, Kernel, Src};
+
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+/// Operands of an [`RmsNorm`]; every buffer but `delta` has one dtype.
+pub struct RmsNormArgs<'a> {
+    /// Instruction set.
+    pub path: IsaPath,
+    /// `[rows, h]`, row r at `r * x_stride`.
+    pub x: Src<'a>,
+    /// Elements between rows of x.
+    pub x_stride: usize,
+    /// `[h]`.
+    pub weight: Src<'a>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// `[rows, h]`.
+    pub out: Dst<'a>,
+    /// Elements between rows of out.
+    pub out_stride: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub h: usize,
+}
+
+/// A checked RMS norm; a unit is a row.
+pub struct RmsNorm<'a>(RmsNormArgs<'a>);
+
+impl<'a> RmsNorm<'a> {
+    /// Checks operands against shapes.
+    ///
+    /// # Errors
+    /// `Shape` for short buffers, `Unsupported` for dtypes.
+    pub fn new(a: RmsNormArgs<'a>) -> Result<Self, KernelError> {
+        const NAME: &str = "rms_norm";
+        float(NAME, a.x.dtype())?;
+        same(NAME, "weight dtype", a.x.dtype(), a.weight.dtype())?;
+        same(NAME, "out dtype", a.x.dtype(), a.out.dtype())?;
+        at_least(NAME, "h", 1, a.h)?;
+        at_least(NAME, "weight elements", a.h, a.weight.len())?;
+        at_least(NAME, "x elements", span(NAME, "x stride", a.rows, a.h, a.x_stride)?, a.x.len())?;
+        at_least(NAME, "out elements", span(NAME, "out stride", a.rows, a.h, a.out_stride)?, a.out.len())?;
+        Ok(RmsNorm(a))
+    }
+}
+
+impl Kernel for RmsNorm<'_> {
+    fn units(&self) -> usize {
+        self.0.rows
+    }
+
+    unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
+        let a = &self.0;
+        assert!(units.end <= a.rows);
+        with_float!(a.x.dtype(), T => a.path.run(|| for r in units {
+            // SAFETY: rows were checked when built; the unit owns its output row.
+            let (x, w, out) = unsafe {
+                (
+                    a.x.slice::<T>(r * a.x_stride, a.h),
+                    a.weight.slice::<T>(0, a.h),
+                    a.out.slice::<T>(r * a.out_stride, a.h),
+                )
+            };
+            norm_row(x, w, a.eps, out);
+        }));
+    }
+}
+
+/// Operands of an [`AddRmsNorm`]: `residual = round(residual + delta)` in place, `out = norm(residual) * weight`.
+pub struct AddRmsNormArgs<'a> {
+    /// Instruction set.
+    pub path: IsaPath,
+    /// f32 `[rows, h]`, row r at `r * delta_stride`.
+    pub delta: Src<'a>,
+    /// Elements between rows of delta.
+    pub delta_stride: usize,
+    /// `[rows, h]`, read and written, row r at `r * h`.
+    pub residual: Dst<'a>,
+    /// `[h]`, the residual's dtype.
+    pub weight: Src<'a>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// `[rows, h]`, the residual's dtype, row r at `r * h`.
+    pub out: Dst<'a>,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub h: usize,
+}
+
+/// A checked residual add and RMS norm; a unit is a row.
+pub struct AddRmsNorm<'a>(AddRmsNormArgs<'a>);
+
+impl<'a> AddRmsNorm<'a> {
+    /// Checks operands against shapes.
+    ///
+    /// # Errors
+    /// `Shape` for short buffers, `Unsupported` for dtypes.
+    pub fn new(a: AddRmsNormArgs<'a>) -> Result<Self, KernelError> {
+        const NAME: &str = "add_rms_norm";
+        let dtype = a.residual.dtype();
+        float(NAME, dtype)?;
+        same(NAME, "delta dtype", lathe_numerics::DType::F32, a.delta.dtype())?;
+        same(NAME, "weight dtype", dtype, a.weight.dtype())?;
+        same(NAME, "out dtype", dtype, a.out.dtype())?;
+        at_least(NAME, "h", 1, a.h)?;
+        at_least(NAME, "weight elements", a.h, a.weight.len())?;
+        let n = span(NAME, "h", a.rows, a.h, a.h)?;
+        at_least(NAME, "residual elements", n, a.residual.len())?;
+        at_least(NAME, "out elements", n, a.out.len())?;
+        let n = span(NAME, "delta stride", a.rows, a.h, a.delta_stride)?;
+        at_least(NAME, "delta elements", n, a.delta.len())?;
+        Ok(AddRmsNorm(a))
+    }
+}
+
+impl Kernel for AddRmsNorm<'_> {
+    fn units(&self) -> usize {
+        self.0.rows
+    }
+
+    unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
+        let a = &self.0;
+        assert!(units.end <= a.rows);
+        with_float!(a.residual.dtype(), T => a.path.run(|| for r in units {
+            // SAFETY: rows were checked when built; the unit owns its residual and output rows.
+            let (delta, residual, w, out) = unsafe {
+                (
+                    a.delta.slice::<f32>(r * a.delta_stride, a.h),
+                    a.residual.slice::<T>(r * a.h, a.h),
+                    a.weight.slice::<T>(0, a.h),
+                    a.out.slice::<T>(r * a.h, a.h),
+                )
+            };
+            for (s, d) in residual.iter_mut().zip(delta) {
+                *s = T::from_f32(s.to_f32() + d);
+            }
+            norm_row(residual, w, a.eps, out);
+        }));
+    }
+}
+
+#[inline(always)]
+fn norm_row<T: Element>(x: &[T], w: &[T], eps: f32, out: &mut [T]) {
+    let mut lanes = [0.0f32; TREE_LANES];
+    let (chunks, tail) = x.as_chunks::<TREE_LANES>();
+    for c in chunks {
+        for l in 0..TREE_LANES {
+            let v = c[l].to_f32();
+            lanes[l] += v * v;
+        }
+    }
+    for (l, v) in lanes.iter_mut().zip(tail) {
+        let v = v.to_f32();
+        *l += v * v;
+    }
+    let inv = 1.0 / (tree16(&lanes) / x.len() as f32 + eps).sqrt();
+    for (o, (x, w)) in out.iter_mut().zip(x.iter().zip(w)) {
+        *o = T::from_f32((x.to_f32() * inv) * w.to_f32());
+    }
+}
