@@ -1,4 +1,22 @@
 //! The engine plan: one file that holds the program, the memory plan and the weights; the only place where the
 //! compiler and the runtime meet. FORMAT.md describes every byte.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod codec;
+mod error;
+mod foreign;
+pub mod header;
+mod layout;
+pub mod operand;
+mod reader;
 pub mod schema;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod verify;
+mod writer;
+
+pub use error::{Damage, PlanError};
+pub use reader::Plan;
+pub use verify::{VerifyError, verify};
+pub use writer::{PlanWriter, Tables, WeightSink, WeightSpec, Written};

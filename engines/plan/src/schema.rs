@@ -34,6 +34,7 @@ pub struct ModelCard {
     /// Compile flags that reproduce this plan, without paths of input and output.
     pub flags: Vec<String>,
     /// Hash over the source checkpoint's config and tensor bytes (BLAKE3).
+    #[serde(serialize_with = "as_hex")]
     pub source_hash: [u8; 32],
 }
 
@@ -278,6 +279,7 @@ pub struct Weight {
     /// Bytes, padding of the layout included.
     pub bytes: u64,
     /// BLAKE3 of the bytes.
+    #[serde(serialize_with = "as_hex")]
     pub hash: [u8; 32],
 }
 
@@ -314,4 +316,13 @@ pub struct SelfTest {
     pub logits: Vec<f32>,
     /// Largest allowed absolute difference.
     pub tolerance: f32,
+}
+
+/// Lower-case hexadecimal, as BLAKE3's tools print it.
+pub fn hex(hash: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*hash).to_hex().to_string()
+}
+
+fn as_hex<S: serde::Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&hex(hash))
 }

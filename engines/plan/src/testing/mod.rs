@@ -1,0 +1,8 @@
+//! Plans for tests: a small valid one, and files derived from a valid one by edits whose hashes are made right
+//! again, so that the meaning is reached and not only the hash check.
+
+mod mutate;
+mod small;
+
+pub use mutate::{Mutations, mutations, reseal};
+pub use small::{small_plan, small_tables, small_weight_bytes, small_weights, write_small};

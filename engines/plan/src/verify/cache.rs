@@ -1,0 +1,62 @@
+//! Cache groups. A layer takes at least the bytes of its elements; an engine that pads checks its own, larger size.
+
+use super::{MAX_EXTENT, VerifyError};
+use crate::schema::{CacheGroup, CacheKind};
+
+pub(super) fn check(program: &str, index: usize, group: &CacheGroup) -> Result<(), VerifyError> {
+    let at = || format!("program {program}: cache group {index}");
+    let extent = |what, value: u64| {
+        if value == 0 || value > MAX_EXTENT {
+            return Err(VerifyError::CacheExtent { at: at(), what });
+        }
+        Ok(())
+    };
+    let block = |block: u32| match block {
+        16 | 32 | 64 | 128 => Ok(u128::from(block)),
+        _ => Err(VerifyError::CacheBlock { at: at(), block }),
+    };
+    extent("bytes_per_block", group.bytes_per_block)?;
+    // Elements of a layer per block, for one head of one element.
+    let (positions, per_head) = match group.kind {
+        CacheKind::Paged { block: b, window } => {
+            extent("window", window.map_or(1, u64::from))?;
+            (block(b)?, true)
+        }
+        CacheKind::Latent { block: b, width } => {
+            extent("width", u64::from(width))?;
+            (block(b)? * u128::from(width), false)
+        }
+        CacheKind::Recurrent { bytes } => {
+            extent("bytes", bytes)?;
+            (0, false)
+        }
+        CacheKind::Cross { block: b } => (block(b)?, true),
+    };
+    let mut regions = Vec::with_capacity(group.layers.len());
+    for (i, layer) in group.layers.iter().enumerate() {
+        let at = || format!("program {program}: cache group {index} layer {i}");
+        if layer.kv_heads == 0 || layer.head_dim == 0 {
+            return Err(VerifyError::CacheExtent { at: at(), what: "kv_heads or head_dim" });
+        }
+        if !layer.dtype.is_float() {
+            return Err(VerifyError::CacheDType { at: at(), dtype: layer.dtype });
+        }
+        if !layer.offset.is_multiple_of(64) {
+            return Err(VerifyError::CacheAlignment { at: at(), offset: layer.offset });
+        }
+        let heads = if per_head { 2 * u128::from(layer.kv_heads) * u128::from(layer.head_dim) } else { 1 };
+        let start = u128::from(layer.offset);
+        let end = start + positions * heads * layer.dtype.size() as u128;
+        if end > u128::from(group.bytes_per_block) {
+            return Err(VerifyError::CacheRange { at: at(), end, bytes_per_block: group.bytes_per_block });
+        }
+        regions.push((start, end, i));
+    }
+    regions.sort_unstable();
+    for pair in regions.windows(2) {
+        if pair[0].1 > pair[1].0 {
+            return Err(VerifyError::CacheOverlap { at: at(), first: pair[0].2, second: pair[1].2 });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! Plans on disk: written, opened, damaged, cut, replaced.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lathe_plan::header::{self, Header};
+use lathe_plan::schema::Layout;
+use lathe_plan::testing::{small_plan, small_tables, small_weight_bytes, small_weights, write_small};
+use lathe_plan::{Damage, Plan, PlanError, PlanWriter};
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn written(folder: &Path) -> (PathBuf, Vec<u8>) {
+    let path = folder.join("engine.plan");
+    write_small(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    (path, bytes)
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let folder = folder();
+    let (path, bytes) = written(folder.path());
+    let plan = Plan::open(&path).unwrap();
+    let tables = small_tables(plan.weights());
+    assert_eq!(plan.card(), &tables.card);
+    assert_eq!(plan.programs(), tables.programs);
+    assert_eq!(plan.text(), &tables.text);
+    assert_eq!(plan.tokenizer_json(), tables.tokenizer.as_deref());
+    assert_eq!(plan.self_test(), tables.self_test.as_ref());
+    for (i, w) in plan.weights().iter().enumerate() {
+        assert_eq!(plan.weight_bytes(i), small_weight_bytes(w));
+        assert_eq!(plan.weight_bytes(i).as_ptr() as usize % 64, 0);
+        assert_eq!(plan.find_weight(&w.name, w.layout), Some(i));
+    }
+    assert_eq!(plan.find_weight("rope", Layout::Panel16), None);
+    let mut told = Vec::new();
+    plan.verify_weights(|done| told.push(done)).unwrap();
+    assert_eq!(told.len(), plan.weights().len());
+    plan.prefetch_weights();
+    plan.still_whole().unwrap();
+    assert_eq!(bytes, small_plan().unwrap());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the temporary file is gone");
+}
+
+#[test]
+fn the_bytes_do_not_depend_on_threads() {
+    let folder = folder();
+    let path = folder.path().join("threads.plan");
+    let writer = PlanWriter::create(&path, small_weights(), 0).unwrap();
+    std::thread::scope(|scope| {
+        for (i, weight) in writer.weights().iter().enumerate().rev() {
+            let writer = &writer;
+            scope.spawn(move || {
+                let mut sink = writer.weight(i).unwrap();
+                for piece in small_weight_bytes(weight).chunks(100) {
+                    sink.write(piece).unwrap();
+                }
+                sink.finish().unwrap();
+            });
+        }
+    });
+    let tables = small_tables(writer.weights());
+    let done = writer.finish(&tables).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(done.file_bytes, bytes.len() as u64);
+    assert_eq!(bytes, small_plan().unwrap());
+}
+
+#[test]
+fn a_dropped_writer_leaves_nothing() {
+    let folder = folder();
+    let path = folder.path().join("x.plan");
+    let writer = PlanWriter::create(&path, small_weights(), 0).unwrap();
+    assert!(writer.temp_path().exists());
+    drop(writer);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_writer_refuses_misuse() {
+    let folder = folder();
+    let path = folder.path().join("x.plan");
+    let create = || PlanWriter::create(&path, small_weights(), 0).unwrap();
+    let message = |e: PlanError| e.to_string();
+
+    let w = create();
+    w.write_weight(1, &[0; 64]).unwrap();
+    assert_eq!(
+        message(w.write_weight(1, &[0; 64]).unwrap_err()),
+        "plan writer: weight norm.0 is written twice"
+    );
+    assert_eq!(message(w.write_weight(99, &[]).unwrap_err()), "plan writer: weight 99 does not exist");
+    assert_eq!(
+        message(w.write_weight(5, &[0; 65]).unwrap_err()),
+        "plan writer: weight norm.1 is given more bytes than its layout has"
+    );
+    assert_eq!(
+        message(w.write_weight(8, &[0; 63]).unwrap_err()),
+        "plan writer: weight norm.2 is given fewer bytes than its layout has"
+    );
+    let tables = small_tables(w.weights());
+    assert_eq!(message(w.finish(&tables).unwrap_err()), "plan writer: weight embed is not written");
+
+    let w = create();
+    for (i, weight) in w.weights().iter().enumerate() {
+        w.write_weight(i, &small_weight_bytes(weight)).unwrap();
+    }
+    let mut tables = small_tables(w.weights());
+    tables.card.limits.max_batch = 0;
+    assert!(matches!(w.finish(&tables), Err(PlanError::Invalid { .. })));
+
+    let mut odd = small_weights();
+    odd[1].layout = Layout::Panel16;
+    assert_eq!(
+        message(PlanWriter::create(&path, odd, 0).unwrap_err()),
+        "plan writer: weight norm.0: panel16 holds no bf16[32]"
+    );
+    match PlanWriter::create(&path, small_weights(), u64::MAX / 2) {
+        Err(PlanError::DiskFull { need, free, .. }) => assert!(need > free),
+        other => panic!("{other:?}"),
+    }
+    for bad in [folder.path().join("no/such/folder/x.plan"), folder.path().to_path_buf(), "..".into()] {
+        assert!(matches!(PlanWriter::create(&bad, vec![], 0), Err(PlanError::Io { .. })), "{bad:?}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn other_files_are_named() {
+    let folder = folder();
+    let path = folder.path().join("x.plan");
+    for (bytes, what) in [
+        (&b""[..], "this is an empty file, not an engine plan"),
+        (b"GGUF\x03\0\0\0", "this is a GGUF file, not an engine plan"),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        let e = Plan::open(&path).unwrap_err().to_string();
+        assert_eq!(e, format!("{}: {what}", path.display()));
+        assert!(matches!(Plan::from_bytes(bytes.to_vec()), Err(PlanError::Foreign { .. })));
+    }
+    for missing in [folder.path().join("missing"), folder.path().to_path_buf()] {
+        assert!(matches!(Plan::open(&missing), Err(PlanError::Io { action: "cannot open", .. })));
+    }
+}
+
+/// The file with an edited header, its hash made right.
+fn with_header(file: &[u8], edit: impl FnOnce(&mut Header)) -> Vec<u8> {
+    let mut header = Header::parse(Path::new("x"), file).unwrap();
+    edit(&mut header);
+    let bytes = header.encode().unwrap();
+    let mut out = file.to_vec();
+    out[..bytes.len()].copy_from_slice(&bytes);
+    out
+}
+
+fn fault(bytes: Vec<u8>) -> Damage {
+    match Plan::from_bytes(bytes) {
+        Err(PlanError::Damaged { fault, .. }) => fault,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn each_way_of_being_damaged() {
+    let file = small_plan().unwrap();
+    let at = |tag| {
+        let header = Header::parse(Path::new("x"), &file).unwrap();
+        header.sections.iter().position(|s| s.tag == tag).unwrap()
+    };
+    let edit = |i: usize, f: fn(&mut header::Section)| fault(with_header(&file, |h| f(&mut h.sections[i])));
+    let name = |s: &str| s.to_string();
+    let (data, card, test) = (at(header::WDAT), at(header::CARD), at(header::TEST));
+
+    assert_eq!(edit(card, |s| s.flags = 6), Damage::SectionFlags { tag: name("CARD"), flags: 6 });
+    assert_eq!(edit(card, |s| s.version = 2), Damage::SectionUnknown { tag: name("CARD"), version: 2 });
+    assert_eq!(edit(card, |s| s.tag = *b"NEW!"), Damage::SectionUnknown { tag: name("NEW!"), version: 1 });
+    assert_eq!(edit(test, |s| s.tag = header::CARD), Damage::SectionTwice { tag: name("CARD") });
+    assert!(matches!(edit(card, |s| s.offset += 8), Damage::SectionAlignment { align: 64, .. }));
+    assert!(matches!(edit(data, |s| s.offset += 64), Damage::SectionAlignment { align: 4096, .. }));
+    assert_eq!(edit(card, |s| s.offset = 64), Damage::SectionOverlap { tag: name("CARD"), offset: 64 });
+    assert!(matches!(edit(data, |s| s.length += 64), Damage::SectionOverlap { .. }));
+    assert!(matches!(edit(test, |s| s.length += 1), Damage::SectionCut { .. }));
+    assert!(matches!(edit(test, |s| s.length = u64::MAX), Damage::SectionCut { need: u64::MAX, .. }));
+    assert_eq!(edit(test, |s| s.length -= 1), Damage::Trailing { extra: 1 });
+    for (tag, what) in [
+        (header::CARD, "CARD"),
+        (header::PROG, "PROG"),
+        (header::WTAB, "WTAB"),
+        (header::WDAT, "WDAT"),
+        (header::TEXT, "TEXT"),
+        (header::TOKN, "TOKN"),
+        (header::TEST, "TEST"),
+    ] {
+        let i = at(tag);
+        let bytes = with_header(&file, |h| h.sections[i].hash[0] ^= 1);
+        assert_eq!(fault(bytes), Damage::SectionHash { tag: what });
+        if tag != header::TOKN && tag != header::TEST {
+            let bytes = with_header(&file, |h| {
+                h.sections[i].tag = *b"NEW!";
+                h.sections[i].flags = 0;
+            });
+            assert_eq!(fault(bytes), Damage::SectionMissing { tag: what });
+        }
+    }
+    let mut longer = file.clone();
+    longer.push(0);
+    assert_eq!(fault(longer), Damage::Trailing { extra: 1 });
+    assert!(matches!(
+        fault(with_header(&file, |h| h.producer = "lathe 9.9.9".into())),
+        Damage::HeaderCard { field: "producer" }
+    ));
+    assert!(matches!(
+        fault(with_header(&file, |h| h.flags = "--max-batch 5".into())),
+        Damage::HeaderCard { field: "flags" }
+    ));
+}
