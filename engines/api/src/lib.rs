@@ -16,5 +16,8 @@ pub use sampling::{SamplingParams, SlotState, TokenMasks};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);
 
+/// Id of a row for which no token may be drawn: all are masked or suppressed. That request fails, no other.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// Most alternatives that a logprob report may hold.
 pub const MAX_TOP_LOGPROBS: usize = 20;

@@ -1,0 +1,387 @@
+//! The engine: memory fixed at load, steps checked before they run, answers by row.
+
+use std::sync::Arc;
+
+use lathe_api::{
+    Engine, EngineError, EngineInfo, Memory as MemoryReport, MemoryLine, Slot, SlotState, StepOutput,
+    StepPlan, Ticket, TokenMasks, TokenSource,
+};
+use lathe_kernels::paged::{Batch, Sequence};
+use lathe_kernels::{Isa, IsaPath};
+use lathe_plan::Plan;
+use lathe_plan::schema::{Limits, Program, Target};
+
+use crate::execute::{Machine, Scratch, StepData, scratch_len};
+use crate::pool::Pool;
+use crate::program::{Bound, bind};
+use crate::region::{self, Memory};
+use crate::sampler::Sampler;
+
+/// How to load a plan.
+#[derive(Clone, Debug, Default)]
+pub struct CpuOptions {
+    /// Worker threads, the calling one included; 0 takes as many as the process may use.
+    pub threads: usize,
+    /// Instruction set; `None` takes the fastest of this machine.
+    pub isa: Option<Isa>,
+    /// Size of the KV pool; `None` takes what the plan was compiled for.
+    pub kv_bytes: Option<u64>,
+    /// Program of the plan to run; `None` is `decoder`.
+    pub program: Option<String>,
+}
+
+/// Where the engine is between `submit` and `collect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Submitted,
+    Sampled,
+}
+
+/// Runs a plan's CPU program.
+pub struct CpuEngine {
+    plan: Arc<Plan>,
+    bound: Bound,
+    path: IsaPath,
+    pool: Pool,
+    arena: Memory,
+    kv: Memory,
+    scratch: Scratch,
+    sampler: Sampler,
+    info: EngineInfo,
+    phase: Phase,
+    ticket: u64,
+    // The step's data in the kernels' terms; sized at load.
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    rows: Vec<u32>,
+    seqs: Vec<Sequence>,
+    blocks: Vec<u32>,
+    slot_seen: Vec<bool>,
+}
+
+fn fit(what: &str, why: String, remedy: &str) -> EngineError {
+    EngineError::Fit { what: what.into(), why, remedy: remedy.into() }
+}
+
+fn system(what: &'static str) -> impl Fn(std::io::Error) -> EngineError {
+    move |e| fit(what, e.to_string(), "free memory or lower --kv-memory or --threads")
+}
+
+fn find_program<'a>(plan: &'a Plan, name: &str) -> Result<&'a Program, EngineError> {
+    let on_cpu = |p: &&Program| p.target == Target::Cpu && p.rank == 0 && p.n_ranks == 1;
+    plan.programs().iter().filter(|p| p.name == name).find(on_cpu).ok_or_else(|| {
+        let held: Vec<String> =
+            plan.programs().iter().map(|p| format!("{} for {:?}", p.name, p.target)).collect();
+        fit(
+            "plan",
+            format!("it holds no program {name:?} for the cpu, only {}", held.join(", ")),
+            "compile the model with --target cpu",
+        )
+    })
+}
+
+/// Blocks that the pool gets, and the refusal when it would not hold one longest sequence.
+fn pool_blocks(limits: &Limits, bound: &Bound, kv_bytes: Option<u64>) -> Result<u32, EngineError> {
+    let block = bound.block as u64;
+    let planned = limits.kv_tokens.div_ceil(block);
+    let blocks = kv_bytes.map_or(planned, |bytes| bytes / (bound.block_bytes as u64).max(1));
+    let least = u64::from(limits.max_seq_len).div_ceil(block);
+    if blocks < least {
+        return Err(fit(
+            "KV pool",
+            format!(
+                "it holds {} positions, one sequence of --max-seq-len {} needs {} bytes",
+                blocks * block,
+                limits.max_seq_len,
+                least * bound.block_bytes as u64
+            ),
+            "raise --kv-memory, or compile with a smaller --max-seq-len",
+        ));
+    }
+    u32::try_from(blocks).map_err(|_| {
+        fit("KV pool", format!("{blocks} blocks are more than a block id can name"), "lower --kv-memory")
+    })
+}
+
+impl CpuEngine {
+    /// Checks the plan's program against the kernels and this machine, then takes all memory.
+    ///
+    /// # Errors
+    /// `Plan` when the program breaks a rule of LAUNCHES.md, `Fit` when this machine lacks instructions or memory.
+    pub fn load(plan: Arc<Plan>, options: &CpuOptions) -> Result<Self, EngineError> {
+        let path = match options.isa {
+            None => IsaPath::detect(),
+            Some(isa) => IsaPath::force(isa)
+                .map_err(|e| fit("--isa", e.to_string(), "leave --isa out or name another"))?,
+        };
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n.min(1024),
+        };
+        let limits = plan.card().limits;
+        let vocab = plan.card().vocab_size as usize;
+        let program = find_program(&plan, options.program.as_deref().unwrap_or("decoder"))?;
+        let bound = bind(program, plan.weights(), limits.max_seq_len as usize, vocab)?;
+        let n_blocks = pool_blocks(&limits, &bound, options.kv_bytes)?;
+
+        let max_t = limits.max_num_tokens as usize;
+        let max_s = limits.max_batch as usize;
+        let max_r = limits.max_sample_rows as usize;
+        let max_len = limits.max_seq_len as usize;
+        let scratch_bytes = program.scratch_bytes as usize;
+        let needed = scratch_len(path, &bound, max_t, max_r) * 4;
+        if needed > scratch_bytes {
+            return Err(EngineError::Plan {
+                what: "scratch".into(),
+                why: format!("kernels need {needed} bytes per thread, the plan reserves {scratch_bytes}"),
+            });
+        }
+        let report = MemoryReport {
+            lines: vec![
+                MemoryLine { name: "weights", bytes: plan.data_bytes(), mapped: true },
+                MemoryLine { name: "activations", bytes: program.arena_bytes, mapped: false },
+                MemoryLine {
+                    name: "kv pool",
+                    bytes: u64::from(n_blocks) * bound.block_bytes as u64,
+                    mapped: false,
+                },
+                MemoryLine {
+                    name: "kernel scratch",
+                    bytes: (threads * scratch_bytes.div_ceil(64) * 64) as u64,
+                    mapped: false,
+                },
+                MemoryLine {
+                    name: "sampler",
+                    bytes: Sampler::bytes(max_s, max_r, vocab, threads, max_len) as u64,
+                    mapped: false,
+                },
+            ],
+        };
+        if let Some(available) = region::available()
+            && report.allocated() > available
+        {
+            return Err(fit(
+                "memory",
+                format!("{} bytes are needed, {available} are available", report.allocated()),
+                "lower --kv-memory, or compile with smaller --max-batch, --max-num-tokens or --kv-tokens",
+            ));
+        }
+        let arena = Memory::new(program.arena_bytes as usize).map_err(system("activations"))?;
+        arena.populate().map_err(system("activations"))?;
+        let scratch = Scratch::new(threads, scratch_bytes).map_err(system("kernel scratch"))?;
+        scratch.populate().map_err(system("kernel scratch"))?;
+        let kv = Memory::new(n_blocks as usize * bound.block_bytes).map_err(system("KV pool"))?;
+        let pool = Pool::new(threads).map_err(system("worker threads"))?;
+        let sampler = Sampler::new(max_s, max_r, vocab, threads, max_len);
+        let max_blocks = max_s * max_len.div_ceil(bound.block);
+        let info = EngineInfo {
+            path: format!("cpu/{path}", path = path.isa()),
+            threads,
+            vocab_size: plan.card().vocab_size,
+            max_batch: limits.max_batch,
+            max_num_tokens: limits.max_num_tokens,
+            max_sample_rows: limits.max_sample_rows,
+            max_seq_len: limits.max_seq_len,
+            n_blocks,
+            block_tokens: bound.block as u32,
+            memory: report,
+        };
+        Ok(CpuEngine {
+            plan,
+            bound,
+            path,
+            pool,
+            arena,
+            kv,
+            scratch,
+            sampler,
+            info,
+            phase: Phase::Idle,
+            ticket: 0,
+            ids: Vec::with_capacity(max_t),
+            positions: Vec::with_capacity(max_t),
+            rows: Vec::with_capacity(max_r),
+            seqs: Vec::with_capacity(max_s),
+            blocks: Vec::with_capacity(max_blocks),
+            slot_seen: vec![false; max_s],
+        })
+    }
+
+    /// Takes the KV pool's pages from the system and reads the weights into the page cache. Optional; may take
+    /// seconds; call it from the thread that owns the engine before the first step, or leave it to the first steps.
+    ///
+    /// # Errors
+    /// `Fit` when the system has no more pages.
+    pub fn warm(&self) -> Result<(), EngineError> {
+        self.plan.prefetch_weights();
+        self.kv.populate().map_err(system("KV pool"))
+    }
+
+    /// Bytes of one KV block over all layers.
+    pub fn block_bytes(&self) -> usize {
+        self.bound.block_bytes
+    }
+
+    /// The bytes of a KV block, for tests of the numeric contract.
+    pub fn block(&self, block: u32) -> Option<&[u8]> {
+        if block >= self.info.n_blocks {
+            return None;
+        }
+        let start = block as usize * self.bound.block_bytes;
+        // SAFETY: block ids below n_blocks lie within the pool; steps need `&mut self`, so nobody writes now.
+        Some(unsafe { std::slice::from_raw_parts(self.kv.ptr().add(start), self.bound.block_bytes) })
+    }
+
+    /// Checks a step against the limits and turns it into the kernels' terms.
+    fn prepare(&mut self, step: &StepPlan) -> Result<(), String> {
+        let info = &self.info;
+        let t = step.tokens.len();
+        if t == 0 || t > info.max_num_tokens as usize {
+            return Err(format!("{t} tokens; 1..={} fit", info.max_num_tokens));
+        }
+        if step.seqs.is_empty() || step.seqs.len() > info.max_batch as usize {
+            return Err(format!("{} sequences; 1..={} fit", step.seqs.len(), info.max_batch));
+        }
+        if step.rows.len() > info.max_sample_rows as usize {
+            return Err(format!("{} rows of logits; {} fit", step.rows.len(), info.max_sample_rows));
+        }
+        if step.positions.len() != t {
+            return Err(format!("{} positions for {t} tokens", step.positions.len()));
+        }
+        self.seqs.clear();
+        self.blocks.clear();
+        self.slot_seen.fill(false);
+        let mut next_row = 0;
+        for s in &step.seqs {
+            let (q_start, q_len, kv_len) = (s.q_start as usize, s.q_len as usize, s.kv_len as usize);
+            if q_start != next_row || q_len == 0 || q_len > kv_len || q_len > t - q_start {
+                return Err(format!("sequence of slot {} has rows {q_start}+{q_len} of {t}", s.slot.0));
+            }
+            if kv_len > info.max_seq_len as usize {
+                return Err(format!("{kv_len} positions in slot {}; {} fit", s.slot.0, info.max_seq_len));
+            }
+            match self.slot_seen.get_mut(s.slot.0 as usize) {
+                Some(seen) if !*seen => *seen = true,
+                _ => return Err(format!("slot {} is out of range or used twice", s.slot.0)),
+            }
+            if s.adapter.is_some() {
+                return Err("the plan holds no adapters".into());
+            }
+            let need = kv_len.div_ceil(self.bound.block);
+            let table = (s.blocks_start as usize)
+                .checked_add(need)
+                .filter(|_| s.blocks_len as usize >= need)
+                .and_then(|end| step.blocks.get(s.blocks_start as usize..end))
+                .ok_or_else(|| format!("slot {} has fewer than {need} blocks", s.slot.0))?;
+            if let Some(id) = table.iter().find(|id| **id >= info.n_blocks) {
+                return Err(format!("block {id}; the pool has {}", info.n_blocks));
+            }
+            for (i, p) in step.positions[q_start..q_start + q_len].iter().enumerate() {
+                if *p as usize != kv_len - q_len + i {
+                    return Err(format!("position {p} in slot {} is not the next one", s.slot.0));
+                }
+            }
+            self.seqs.push(Sequence { q_start, q_len, kv_len, blocks_start: self.blocks.len() });
+            self.blocks.extend_from_slice(table);
+            next_row += q_len;
+        }
+        if next_row != t {
+            return Err(format!("sequences cover {next_row} of {t} tokens"));
+        }
+        self.ids.clear();
+        for token in &step.tokens {
+            let id = match *token {
+                TokenSource::Literal(id) => id,
+                TokenSource::Row(row) => self
+                    .sampler
+                    .last_token(row as usize)
+                    .ok_or_else(|| format!("row {row} of the step before was not sampled"))?,
+            };
+            if id as usize >= self.bound.n_embeddings {
+                return Err(format!("token id {id}; the vocabulary has {}", self.bound.n_embeddings));
+            }
+            self.ids.push(id);
+        }
+        self.positions.clear();
+        self.positions.extend_from_slice(&step.positions);
+        self.rows.clear();
+        for row in &step.rows {
+            if self.rows.last().is_some_and(|last| *last >= row.row) || row.row as usize >= t {
+                return Err(format!("row {} is out of range or out of order", row.row));
+            }
+            let owner = step.seqs.iter().find(|s| (s.q_start..s.q_start + s.q_len).contains(&row.row));
+            if owner.is_none_or(|s| s.slot != row.slot) {
+                return Err(format!("row {} does not belong to slot {}", row.row, row.slot.0));
+            }
+            self.rows.push(row.row);
+        }
+        self.sampler.prepare(&step.rows)
+    }
+
+    fn expect(&self, ticket: Ticket, phase: Phase) -> Result<(), EngineError> {
+        if ticket.0 == self.ticket && self.phase == phase {
+            return Ok(());
+        }
+        Err(EngineError::Request(format!("ticket {} is not the step in phase {phase:?}", ticket.0)))
+    }
+
+    fn logits_ptr(&self) -> *const f32 {
+        self.arena.ptr().wrapping_add(self.bound.logits.offset).cast()
+    }
+}
+
+impl Engine for CpuEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn bind(&mut self, slot: Slot, state: SlotState<'_>) -> Result<(), EngineError> {
+        self.sampler.bind(slot, state).map_err(EngineError::Request)
+    }
+
+    fn submit(&mut self, step: &StepPlan) -> Result<Ticket, EngineError> {
+        if self.phase == Phase::Submitted {
+            return Err(EngineError::Request("the step before was not sampled".into()));
+        }
+        self.prepare(step).map_err(EngineError::Request)?;
+        let batch = Batch::new(&self.seqs, &self.blocks, self.bound.block, self.info.n_blocks as usize)
+            .map_err(|e| EngineError::Request(e.to_string()))?;
+        let data = StepData { ids: &self.ids, positions: &self.positions, rows: &self.rows, batch };
+        let machine = Machine {
+            path: self.path,
+            plan: &self.plan,
+            arena: &self.arena,
+            kv: &self.kv,
+            n_blocks: self.info.n_blocks as usize,
+            scratch: &self.scratch,
+        };
+        machine.run(&mut self.pool, &self.bound, &data)?;
+        self.ticket += 1;
+        self.phase = Phase::Submitted;
+        Ok(Ticket(self.ticket))
+    }
+
+    fn sample(&mut self, ticket: Ticket, masks: Option<TokenMasks<'_>>) -> Result<(), EngineError> {
+        self.expect(ticket, Phase::Submitted)?;
+        let len = self.rows.len() * self.info.vocab_size as usize;
+        // SAFETY: the logits buffer holds `max_sample_rows` rows and nothing writes it until the next `submit`.
+        let logits = unsafe { std::slice::from_raw_parts(self.logits_ptr(), len) };
+        self.sampler.run(&mut self.pool, self.path, logits, masks).map_err(EngineError::Request)?;
+        self.phase = Phase::Sampled;
+        Ok(())
+    }
+
+    fn collect(&mut self, ticket: Ticket, out: &mut StepOutput) -> Result<(), EngineError> {
+        self.expect(ticket, Phase::Sampled)?;
+        self.sampler.collect(out);
+        self.phase = Phase::Idle;
+        Ok(())
+    }
+
+    fn logits(&self) -> &[f32] {
+        let len = self.rows.len() * self.info.vocab_size as usize;
+        // SAFETY: as in `sample`; `submit` needs `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.logits_ptr(), len) }
+    }
+}

@@ -1,0 +1,323 @@
+//! Runs a bound program's calls over one step.
+
+use lathe_api::EngineError;
+use lathe_kernels::attention::{Attention, AttentionArgs};
+use lathe_kernels::embedding::{Embedding, EmbeddingArgs, TableLayout};
+use lathe_kernels::gather_rows::{GatherRows, GatherRowsArgs};
+use lathe_kernels::gemm::{Epilogue, Gemm, GemmArgs};
+use lathe_kernels::paged::{Batch, KvCache, KvLayout};
+use lathe_kernels::rms_norm::{AddRmsNorm, AddRmsNormArgs, RmsNorm, RmsNormArgs};
+use lathe_kernels::rope_append::{RopeAppend, RopeAppendArgs};
+use lathe_kernels::{Dst, IsaPath, Kernel, KernelError, Src};
+use lathe_plan::Plan;
+use lathe_plan::schema::Layout;
+
+use crate::pool::Pool;
+use crate::program::{Bound, Call, Heads, Region, Rows, WeightRef};
+use crate::region::Memory;
+
+/// Per-thread working memory of the kernels, one cache-line-aligned slice per worker.
+pub struct Scratch {
+    memory: Memory,
+    /// f32 elements per worker, a multiple of 16.
+    len: usize,
+}
+
+impl Scratch {
+    /// `bytes` for each of `threads` workers.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn new(threads: usize, bytes: usize) -> std::io::Result<Self> {
+        let len = bytes.div_ceil(64) * 16;
+        Ok(Scratch { memory: Memory::new(threads * len * 4)?, len })
+    }
+
+    /// Takes the pages now.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn populate(&self) -> std::io::Result<()> {
+        self.memory.populate()
+    }
+
+    /// The slice of one worker.
+    ///
+    /// # Safety
+    /// No other reference to this worker's slice lives; [`Pool::run`] never runs two ranges of a worker at a time.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn of(&self, worker: usize) -> &mut [f32] {
+        debug_assert!((worker + 1) * self.len * 4 <= self.memory.len());
+        // SAFETY: within the mapping, aligned to 64 bytes, exclusive by the caller's promise.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.memory.ptr().cast::<f32>().add(worker * self.len), self.len)
+        }
+    }
+}
+
+/// What a step's calls read beside the plan.
+pub struct StepData<'a> {
+    /// `[t]` ids, below the number of embeddings.
+    pub ids: &'a [u32],
+    /// `[t]`.
+    pub positions: &'a [u32],
+    /// `[r]` rows whose logits are wanted.
+    pub rows: &'a [u32],
+    /// Sequences and their blocks.
+    pub batch: Batch<'a>,
+}
+
+/// Memory and threads that the calls run on.
+pub struct Machine<'a> {
+    /// Instruction set path.
+    pub path: IsaPath,
+    /// Weights.
+    pub plan: &'a Plan,
+    /// Activations.
+    pub arena: &'a Memory,
+    /// KV pool.
+    pub kv: &'a Memory,
+    /// Blocks in the pool.
+    pub n_blocks: usize,
+    /// Working memory.
+    pub scratch: &'a Scratch,
+}
+
+impl Machine<'_> {
+    fn rows(&self, step: &StepData<'_>, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => step.ids.len(),
+            Rows::Samples => step.rows.len(),
+        }
+    }
+
+    /// A region's rows of this step, for reading.
+    fn src(&self, region: Region, rows: usize) -> Result<Src<'_>, KernelError> {
+        // SAFETY: the plan's verifier proved that the region lies within the arena at the largest step, and steps are
+        // checked against the limits; calls run one after the other, and a call's outputs never overlap its inputs.
+        unsafe {
+            let at = self.arena.ptr().add(region.offset);
+            Src::raw(region.dtype, at, rows * region.cols * region.dtype.size())
+        }
+    }
+
+    /// A region's rows of this step, for writing.
+    fn dst(&self, region: Region, rows: usize) -> Result<Dst<'_>, KernelError> {
+        // SAFETY: as in `src`; workers write disjoint units.
+        unsafe {
+            let at = self.arena.ptr().add(region.offset);
+            Dst::raw(region.dtype, at, rows * region.cols * region.dtype.size())
+        }
+    }
+
+    fn weight(&self, weight: WeightRef) -> Result<Src<'_>, KernelError> {
+        Src::bytes(weight.dtype, self.plan.weight_bytes(weight.index))
+    }
+
+    fn cache(&self, bound: &Bound, heads: Heads) -> Result<KvCache<'_>, KernelError> {
+        let layout = KvLayout::new(heads.cache_dtype, heads.kv_heads, heads.head_dim, bound.block)?;
+        // SAFETY: the pool is the engine's own; calls run one after the other.
+        unsafe {
+            KvCache::raw(
+                layout,
+                self.kv.ptr(),
+                self.kv.len(),
+                heads.cache_offset,
+                bound.block_bytes,
+                self.n_blocks,
+            )
+        }
+    }
+
+    /// Runs all calls. `step` was checked against the limits; ids and blocks are checked again by the kernels.
+    ///
+    /// # Errors
+    /// `Failed` with the value that was being computed: a checked plan and step cannot cause it.
+    pub fn run(&self, pool: &mut Pool, bound: &Bound, step: &StepData<'_>) -> Result<(), EngineError> {
+        for (node, call) in &bound.calls {
+            self.call(pool, bound, step, call)
+                .map_err(|e| EngineError::Failed(format!("computing {node}: {e}")))?;
+        }
+        Ok(())
+    }
+
+    fn launch(&self, pool: &mut Pool, kernel: &impl Kernel) {
+        pool.run(kernel.units(), |worker, units| {
+            // SAFETY: `Pool::run` hands every unit out once and runs one range per worker at a time; calls are joined
+            // before the next one starts.
+            unsafe { kernel.run(units, self.scratch.of(worker)) }
+        });
+    }
+
+    fn call(
+        &self,
+        pool: &mut Pool,
+        bound: &Bound,
+        step: &StepData<'_>,
+        call: &Call,
+    ) -> Result<(), KernelError> {
+        let path = self.path;
+        match *call {
+            Call::Embedding { table, out } => {
+                let layout = match table.layout {
+                    Layout::RowMajor => TableLayout::RowMajor,
+                    Layout::Panel16 => TableLayout::Panel16,
+                };
+                self.launch(
+                    pool,
+                    &Embedding::new(EmbeddingArgs {
+                        path,
+                        ids: step.ids,
+                        table: self.weight(table)?,
+                        layout,
+                        vocab: table.n,
+                        h: table.k,
+                        out: self.dst(out, step.ids.len())?,
+                    })?,
+                );
+            }
+            Call::RmsNorm { x, weight, out, eps } => {
+                let rows = self.rows(step, x.rows);
+                self.launch(
+                    pool,
+                    &RmsNorm::new(RmsNormArgs {
+                        path,
+                        x: self.src(x, rows)?,
+                        x_stride: x.cols,
+                        weight: self.weight(weight)?,
+                        eps,
+                        out: self.dst(out, rows)?,
+                        out_stride: out.cols,
+                        rows,
+                        h: x.cols,
+                    })?,
+                );
+            }
+            Call::AddRmsNorm { delta, residual, weight, sum, out, eps } => {
+                let rows = self.rows(step, delta.rows);
+                if sum.offset != residual.offset {
+                    let bytes = rows * sum.cols * sum.dtype.size();
+                    // SAFETY: both lie within the arena and do not overlap: the verifier allows a launch to write over
+                    // an input only when the two are the same buffer.
+                    unsafe {
+                        let base = self.arena.ptr();
+                        std::ptr::copy_nonoverlapping(base.add(residual.offset), base.add(sum.offset), bytes);
+                    }
+                }
+                self.launch(
+                    pool,
+                    &AddRmsNorm::new(AddRmsNormArgs {
+                        path,
+                        delta: self.src(delta, rows)?,
+                        delta_stride: delta.cols,
+                        residual: self.dst(sum, rows)?,
+                        weight: self.weight(weight)?,
+                        eps,
+                        out: self.dst(out, rows)?,
+                        rows,
+                        h: sum.cols,
+                    })?,
+                );
+            }
+            Call::Gemm { x, weight, bias, out, silu_mul } => {
+                let m = self.rows(step, x.rows);
+                let bias = match bias {
+                    Some(b) => Some(f32_slice(self.plan.weight_bytes(b.index), b.n)?),
+                    None => None,
+                };
+                let (epilogue, n) =
+                    if silu_mul { (Epilogue::SiluMul, 2 * out.cols) } else { (Epilogue::Store, weight.n) };
+                self.launch(
+                    pool,
+                    &Gemm::new(GemmArgs {
+                        path,
+                        x: self.src(x, m)?,
+                        x_stride: x.cols,
+                        m,
+                        n,
+                        k: weight.k,
+                        weight: self.weight(weight)?,
+                        bias,
+                        out: self.dst(out, m)?,
+                        out_stride: out.cols,
+                        epilogue,
+                    })?,
+                );
+            }
+            Call::RopeAppend { qkv, table, q, heads } => {
+                let rows = step.ids.len();
+                self.launch(
+                    pool,
+                    &RopeAppend::new(RopeAppendArgs {
+                        path,
+                        qkv: self.src(qkv, rows)?,
+                        qkv_stride: qkv.cols,
+                        positions: step.positions,
+                        table: self.weight(table)?,
+                        max_pos: table.n,
+                        rotary_dim: table.k,
+                        heads: heads.heads,
+                        q_out: self.dst(q, rows)?,
+                        cache: self.cache(bound, heads)?,
+                        batch: step.batch,
+                    })?,
+                );
+            }
+            Call::Attention { q, out, heads, scale } => {
+                let rows = step.ids.len();
+                self.launch(
+                    pool,
+                    &Attention::new(AttentionArgs {
+                        path,
+                        q: self.src(q, rows)?,
+                        heads: heads.heads,
+                        scale,
+                        cache: self.cache(bound, heads)?,
+                        batch: step.batch,
+                        out: self.dst(out, rows)?,
+                    })?,
+                );
+            }
+            Call::GatherRows { x, out } => {
+                let n = step.ids.len();
+                self.launch(
+                    pool,
+                    &GatherRows::new(GatherRowsArgs {
+                        x: self.src(x, n)?,
+                        x_stride: x.cols,
+                        n,
+                        cols: x.cols,
+                        rows: step.rows,
+                        out: self.dst(out, step.rows.len())?,
+                    })?,
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn f32_slice(bytes: &[u8], len: usize) -> Result<&[f32], KernelError> {
+    let short = KernelError::Shape { kernel: "gemm", what: "bias bytes", bound: len * 4, got: bytes.len() };
+    // SAFETY: every bit pattern is an f32; `align_to` finds the aligned middle.
+    let (head, middle, _) = unsafe { bytes.align_to::<f32>() };
+    if !head.is_empty() { Err(short) } else { middle.get(..len).ok_or(short) }
+}
+
+/// Elements of scratch that the calls need per worker at the largest step.
+pub fn scratch_len(path: IsaPath, bound: &Bound, max_tokens: usize, max_rows: usize) -> usize {
+    let rows = |r| match r {
+        Rows::Tokens => max_tokens,
+        Rows::Samples => max_rows,
+    };
+    let need = |call: &Call| match *call {
+        Call::Gemm { x, weight, .. } => {
+            lathe_kernels::gemm::max_scratch_len(path, x.dtype, rows(x.rows), weight.k)
+        }
+        Call::Attention { heads, .. } => {
+            lathe_kernels::attention::max_scratch_len(heads.heads, heads.kv_heads, heads.head_dim)
+        }
+        _ => 0,
+    };
+    bound.calls.iter().map(|(_, call)| need(call)).max().unwrap_or(0)
+}

@@ -1,0 +1,437 @@
+//! From a plan's launches to typed calls: every rule of LAUNCHES.md is checked here, once, before the first step.
+
+use lathe_api::EngineError;
+use lathe_numerics::DType;
+use lathe_plan::schema::{CacheKind, Expr, Input, Launch, Layout, Operand, Param, Place, Program, Weight};
+
+/// Rows of an operand in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Tokens in the step.
+    Tokens,
+    /// Rows of logits in the step.
+    Samples,
+}
+
+/// A dense activation matrix in the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    /// Byte offset in the arena.
+    pub offset: usize,
+    /// Element type.
+    pub dtype: DType,
+    /// Rows.
+    pub rows: Rows,
+    /// Columns.
+    pub cols: usize,
+}
+
+/// A weight with its logical extents; `[n]` has `k == 1`.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightRef {
+    /// Index in the plan's table.
+    pub index: usize,
+    /// Element type.
+    pub dtype: DType,
+    /// First extent.
+    pub n: usize,
+    /// Second extent.
+    pub k: usize,
+    /// Order of its elements.
+    pub layout: Layout,
+}
+
+/// Head counts of an attention layer.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Byte offset of the layer inside a block.
+    pub cache_offset: usize,
+    pub cache_dtype: DType,
+}
+
+/// One kernel call with all that is fixed at load.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Call {
+    Embedding { table: WeightRef, out: Region },
+    RmsNorm { x: Region, weight: WeightRef, out: Region, eps: f32 },
+    AddRmsNorm { delta: Region, residual: Region, weight: WeightRef, sum: Region, out: Region, eps: f32 },
+    Gemm { x: Region, weight: WeightRef, bias: Option<WeightRef>, out: Region, silu_mul: bool },
+    RopeAppend { qkv: Region, table: WeightRef, q: Region, heads: Heads },
+    Attention { q: Region, out: Region, heads: Heads, scale: f32 },
+    GatherRows { x: Region, out: Region },
+}
+
+/// A program that is ready to run.
+#[derive(Debug)]
+pub struct Bound {
+    /// Kernel calls in order, each with the name of the value that it computes.
+    pub calls: Vec<(String, Call)>,
+    /// `f32[r, vocab]`.
+    pub logits: Region,
+    /// Positions per block of the one cache group.
+    pub block: usize,
+    /// Bytes of a block over all layers.
+    pub block_bytes: usize,
+    /// Ids below this may be embedded.
+    pub n_embeddings: usize,
+}
+
+/// Symbols in the order that LAUNCHES.md fixes.
+const T: u32 = 0;
+const R: u32 = 2;
+
+struct Binder<'a> {
+    program: &'a Program,
+    weights: &'a [Weight],
+    max_seq_len: usize,
+    launch: &'a Launch,
+    at: usize,
+}
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+impl<'a> Binder<'a> {
+    fn refuse<X>(&self, why: impl Into<String>) -> Result<X> {
+        Err(EngineError::Plan {
+            what: format!("launch {} ({} {})", self.at, self.launch.kernel, self.launch.node),
+            why: why.into(),
+        })
+    }
+
+    fn require(&self, holds: bool, why: &str) -> Result<()> {
+        if holds { Ok(()) } else { self.refuse(why) }
+    }
+
+    fn arity(&self, inputs: std::ops::RangeInclusive<usize>, outputs: usize, params: &[&str]) -> Result<()> {
+        if !inputs.contains(&self.launch.inputs.len()) || self.launch.outputs.len() != outputs {
+            return self.refuse(format!(
+                "has {} inputs and {} outputs, {inputs:?} and {outputs} are needed",
+                self.launch.inputs.len(),
+                self.launch.outputs.len()
+            ));
+        }
+        for (name, _) in &self.launch.params {
+            self.require(params.contains(&name.as_str()), &format!("parameter {name} is unknown"))?;
+        }
+        Ok(())
+    }
+
+    fn rows(&self, rows: &Expr) -> Result<Rows> {
+        match (rows.constant, rows.terms.as_slice()) {
+            (0, [(T, 1)]) => Ok(Rows::Tokens),
+            (0, [(R, 1)]) => Ok(Rows::Samples),
+            _ => self.refuse("rows are neither t nor r"),
+        }
+    }
+
+    fn region(&self, operand: &Operand) -> Result<Region> {
+        let Place::Buffer(index) = operand.place else { return self.refuse("operand is no buffer") };
+        let Some(buffer) = self.program.buffers.get(index as usize) else {
+            return self.refuse("operand names a buffer that does not exist");
+        };
+        self.require(
+            operand.col_offset == 0
+                && operand.row_stride == operand.cols
+                && buffer.cols == operand.cols
+                && buffer.dtype == operand.dtype
+                && buffer.rows == operand.rows,
+            "operand is not the whole of its buffer",
+        )?;
+        self.require(operand.cols > 0 && operand.cols <= 1 << 31, "operand has no columns or too many")?;
+        Ok(Region {
+            offset: buffer.offset as usize,
+            dtype: operand.dtype,
+            rows: self.rows(&operand.rows)?,
+            cols: operand.cols as usize,
+        })
+    }
+
+    fn input(&self, i: usize) -> Result<Region> {
+        self.region(&self.launch.inputs[i])
+    }
+
+    fn output(&self, i: usize) -> Result<Region> {
+        self.region(&self.launch.outputs[i])
+    }
+
+    fn step_input(&self, i: usize, want: Input) -> Result<()> {
+        self.require(self.launch.inputs[i].place == Place::Input(want), &format!("input {i} is not {want:?}"))
+    }
+
+    fn weight(&self, i: usize, layouts: &[Layout]) -> Result<WeightRef> {
+        let operand = &self.launch.inputs[i];
+        let Place::Weight(index) = operand.place else {
+            return self.refuse(format!("input {i} is no weight"));
+        };
+        let Some(weight) = self.weights.get(index as usize) else {
+            return self.refuse(format!("input {i} names a weight that does not exist"));
+        };
+        self.require(
+            layouts.contains(&weight.layout),
+            &format!("layout of {} has no kernel here", weight.name),
+        )?;
+        let (n, k) = match weight.shape[..] {
+            [n] => (n, 1),
+            [n, k] => (n, k),
+            _ => return self.refuse(format!("weight {} is neither a vector nor a matrix", weight.name)),
+        };
+        self.require(
+            (1..1 << 31).contains(&n) && (1..1 << 31).contains(&k) && weight.dtype.is_float(),
+            &format!("weight {} has an extent or dtype that no kernel takes", weight.name),
+        )?;
+        Ok(WeightRef {
+            index: index as usize,
+            dtype: weight.dtype,
+            n: n as usize,
+            k: k as usize,
+            layout: weight.layout,
+        })
+    }
+
+    fn vector(&self, i: usize, dtype: DType, len: usize) -> Result<WeightRef> {
+        let w = self.weight(i, &[Layout::RowMajor])?;
+        self.require(
+            w.k == 1 && w.n == len && w.dtype == dtype,
+            &format!("input {i} is not {dtype}[{len}]"),
+        )?;
+        Ok(w)
+    }
+
+    fn param(&self, name: &str) -> Result<&Param> {
+        match self.launch.params.iter().find(|(n, _)| n == name) {
+            Some((_, value)) => Ok(value),
+            None => self.refuse(format!("parameter {name} is missing")),
+        }
+    }
+
+    fn int(&self, name: &str) -> Result<usize> {
+        match self.param(name)? {
+            Param::Int(v) if (1..1 << 31).contains(v) => Ok(*v as usize),
+            _ => self.refuse(format!("parameter {name} is no integer in 1..2^31")),
+        }
+    }
+
+    fn float(&self, name: &str) -> Result<f32> {
+        match self.param(name)? {
+            Param::Float(v) if v.is_finite() => Ok(*v),
+            _ => self.refuse(format!("parameter {name} is no finite number")),
+        }
+    }
+
+    fn heads(&self, cache_input: usize) -> Result<Heads> {
+        let (heads, kv_heads, head_dim) = (self.int("heads")?, self.int("kv_heads")?, self.int("head_dim")?);
+        self.require(heads.is_multiple_of(kv_heads), "heads are no multiple of kv_heads")?;
+        self.require(head_dim.is_multiple_of(2), "head_dim is odd")?;
+        self.require(
+            heads
+                .checked_add(2 * kv_heads)
+                .and_then(|h| h.checked_mul(head_dim))
+                .is_some_and(|c| c < 1 << 31),
+            "heads do not fit",
+        )?;
+        let Place::Cache { group: 0, layer } = self.launch.inputs[cache_input].place else {
+            return self.refuse(format!("input {cache_input} is no layer of cache group 0"));
+        };
+        let Some(cache) = self.program.cache_groups[0].layers.get(layer as usize) else {
+            return self.refuse("cache layer does not exist");
+        };
+        self.require(
+            cache.kv_heads as usize == kv_heads
+                && cache.head_dim as usize == head_dim
+                && cache.dtype.is_float(),
+            "cache layer has other heads than the launch",
+        )?;
+        Ok(Heads { heads, kv_heads, head_dim, cache_offset: cache.offset as usize, cache_dtype: cache.dtype })
+    }
+
+    fn same_rows(&self, regions: &[Region]) -> Result<()> {
+        self.require(regions.windows(2).all(|w| w[0].rows == w[1].rows), "operands have different rows")
+    }
+
+    fn call(&self) -> Result<Call> {
+        match self.launch.kernel.as_str() {
+            "embedding" => {
+                self.arity(2..=2, 1, &[])?;
+                self.step_input(0, Input::Tokens)?;
+                let table = self.weight(1, &[Layout::RowMajor, Layout::Panel16])?;
+                let out = self.output(0)?;
+                self.require(
+                    out.rows == Rows::Tokens && out.cols == table.k && out.dtype == table.dtype,
+                    "output does not match the table",
+                )?;
+                Ok(Call::Embedding { table, out })
+            }
+            "rms_norm" => {
+                self.arity(2..=2, 1, &["eps"])?;
+                let (x, out) = (self.input(0)?, self.output(0)?);
+                self.same_rows(&[x, out])?;
+                self.require(
+                    x.cols == out.cols && x.dtype == out.dtype && x.dtype.is_float(),
+                    "shapes differ",
+                )?;
+                Ok(Call::RmsNorm {
+                    x,
+                    weight: self.vector(1, x.dtype, x.cols)?,
+                    out,
+                    eps: self.float("eps")?,
+                })
+            }
+            "add_rms_norm" => {
+                self.arity(3..=3, 2, &["eps"])?;
+                let (delta, residual) = (self.input(0)?, self.input(1)?);
+                let (sum, out) = (self.output(0)?, self.output(1)?);
+                self.same_rows(&[delta, residual, sum, out])?;
+                let all = [delta.cols, sum.cols, out.cols];
+                self.require(all.iter().all(|c| *c == residual.cols), "columns differ")?;
+                self.require(
+                    delta.dtype == DType::F32
+                        && residual.dtype.is_float()
+                        && sum.dtype == residual.dtype
+                        && out.dtype == residual.dtype,
+                    "dtypes differ",
+                )?;
+                let weight = self.vector(2, residual.dtype, residual.cols)?;
+                Ok(Call::AddRmsNorm { delta, residual, weight, sum, out, eps: self.float("eps")? })
+            }
+            "gemm" => {
+                self.arity(2..=3, 1, &["cols", "epilogue"])?;
+                let (x, out) = (self.input(0)?, self.output(0)?);
+                self.same_rows(&[x, out])?;
+                let weight = self.weight(1, &[Layout::Panel16])?;
+                self.require(
+                    x.cols == weight.k && x.dtype == weight.dtype,
+                    "weight does not match the input",
+                )?;
+                self.require(out.dtype.is_float(), "output is no float")?;
+                let silu_mul = match self.param("epilogue")? {
+                    Param::Name(n) if n == "store" => false,
+                    Param::Name(n) if n == "silu_mul" => true,
+                    other => return self.refuse(format!("epilogue {other:?} is unknown")),
+                };
+                if silu_mul {
+                    let cols = self.int("cols")?;
+                    self.require(
+                        cols == out.cols && weight.n == 32 * cols.div_ceil(16),
+                        "output does not match the interleaved weight",
+                    )?;
+                } else {
+                    self.require(out.cols == weight.n, "output does not match the weight")?;
+                }
+                let bias = match self.launch.inputs.len() {
+                    3 => Some(self.vector(2, DType::F32, weight.n)?),
+                    _ => None,
+                };
+                Ok(Call::Gemm { x, weight, bias, out, silu_mul })
+            }
+            "rope_append" => {
+                self.arity(4..=4, 1, &["heads", "kv_heads", "head_dim"])?;
+                self.step_input(1, Input::Positions)?;
+                let (qkv, q, heads) = (self.input(0)?, self.output(0)?, self.heads(3)?);
+                let table = self.weight(2, &[Layout::RowMajor])?;
+                self.require(
+                    table.dtype == DType::F32
+                        && table.n >= self.max_seq_len
+                        && table.k.is_multiple_of(2)
+                        && table.k <= heads.head_dim,
+                    "table does not cover max_seq_len positions or head_dim",
+                )?;
+                self.require(
+                    qkv.dtype == DType::F32
+                        && q.dtype.is_float()
+                        && qkv.rows == Rows::Tokens
+                        && q.rows == Rows::Tokens
+                        && qkv.cols == (heads.heads + 2 * heads.kv_heads) * heads.head_dim
+                        && q.cols == heads.heads * heads.head_dim,
+                    "operands do not match the heads",
+                )?;
+                Ok(Call::RopeAppend { qkv, table, q, heads })
+            }
+            "attention" => {
+                self.arity(2..=2, 1, &["heads", "kv_heads", "head_dim", "scale"])?;
+                let (q, out, heads) = (self.input(0)?, self.output(0)?, self.heads(1)?);
+                self.require(
+                    q.rows == Rows::Tokens
+                        && out.rows == Rows::Tokens
+                        && q.cols == heads.heads * heads.head_dim
+                        && out.cols == q.cols
+                        && q.dtype.is_float()
+                        && out.dtype == q.dtype,
+                    "operands do not match the heads",
+                )?;
+                Ok(Call::Attention { q, out, heads, scale: self.float("scale")? })
+            }
+            "gather_rows" => {
+                self.arity(2..=2, 1, &[])?;
+                self.step_input(1, Input::SampleRows)?;
+                let (x, out) = (self.input(0)?, self.output(0)?);
+                self.require(
+                    x.rows == Rows::Tokens
+                        && out.rows == Rows::Samples
+                        && x.cols == out.cols
+                        && x.dtype == out.dtype
+                        && x.dtype.is_float(),
+                    "operands do not match",
+                )?;
+                Ok(Call::GatherRows { x, out })
+            }
+            other => self.refuse(format!("kernel {other:?} is unknown to the CPU engine")),
+        }
+    }
+}
+
+/// Checks a CPU program against LAUNCHES.md.
+///
+/// # Errors
+/// `Plan` with the launch and the rule that it breaks.
+pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_size: usize) -> Result<Bound> {
+    let refuse = |what: &str, why: &str| EngineError::Plan { what: what.to_owned(), why: why.to_owned() };
+    let symbols: Vec<&str> = program.symbols.iter().map(|s| s.name.as_str()).collect();
+    if symbols != ["t", "s", "r"] {
+        return Err(refuse("symbols", "they are not t, s, r"));
+    }
+    let [group] = program.cache_groups.as_slice() else {
+        return Err(refuse("cache groups", "the CPU engine runs exactly one"));
+    };
+    let CacheKind::Paged { block, window: None } = group.kind else {
+        return Err(refuse("cache group 0", "the CPU engine runs paged groups without a window"));
+    };
+    if block == 0 || !block.is_multiple_of(16) || 128 % block != 0 {
+        return Err(refuse("cache group 0", "block is no multiple of 16 that divides 128"));
+    }
+    let mut calls = Vec::with_capacity(program.launches.len());
+    let mut n_embeddings = usize::MAX;
+    for (at, launch) in program.launches.iter().enumerate() {
+        let binder = Binder { program, weights, max_seq_len, launch, at };
+        let call = binder.call()?;
+        if let Call::Embedding { table, .. } = call {
+            n_embeddings = n_embeddings.min(table.n);
+        }
+        calls.push((launch.node.clone(), call));
+    }
+    // Borrows the checks of a launch for the one operand that stands outside of all launches.
+    let launch = Launch {
+        kernel: "output".into(),
+        node: "logits".into(),
+        inputs: vec![program.logits.clone()],
+        outputs: vec![],
+        params: vec![],
+    };
+    let binder = Binder { program, weights, max_seq_len, launch: &launch, at: program.launches.len() };
+    let logits = binder.input(0)?;
+    binder.require(
+        logits.dtype == DType::F32 && logits.rows == Rows::Samples && logits.cols == vocab_size,
+        "is not f32[r, vocab_size]",
+    )?;
+    Ok(Bound {
+        calls,
+        logits,
+        block: block as usize,
+        block_bytes: group.bytes_per_block as usize,
+        n_embeddings,
+    })
+}

@@ -1,0 +1,264 @@
+//! Per-slot drawing state and the drawing of all rows of a step.
+
+use std::cell::UnsafeCell;
+
+use lathe_api::{
+    MAX_TOP_LOGPROBS, NO_TOKEN, RowOutput, SampleRow, Slot, SlotState, StepOutput, TokenLogprob, TokenMasks,
+    Wanted,
+};
+use lathe_kernels::IsaPath;
+use lathe_kernels::sampling::{self, Context, Params, Scratch, TopLogprob};
+
+use crate::pool::Pool;
+
+/// Most biased ids per sequence; OpenAI's own limit is 300.
+const MAX_BIAS: usize = 1024;
+/// Most ids that end a sequence.
+const MAX_STOPS: usize = 128;
+
+/// What drawing needs to know of one sequence.
+struct SlotHistory {
+    /// Prompt ids, then generated ids.
+    ids: Vec<u32>,
+    prompt_len: usize,
+    bias: Vec<(u32, f32)>,
+    stops: Vec<u32>,
+}
+
+/// One row's answer, written by the thread that drew it.
+#[derive(Clone, Copy)]
+struct Answer {
+    token: TokenLogprob,
+    top: [TopLogprob; MAX_TOP_LOGPROBS],
+    n_top: usize,
+}
+
+/// Cells that threads of one `Pool::run` touch each on their own index.
+struct PerIndex<T>(Vec<UnsafeCell<T>>);
+
+// SAFETY: users touch an index from one thread at a time, see the two places that call `get`.
+unsafe impl<T: Send> Sync for PerIndex<T> {}
+
+impl<T> PerIndex<T> {
+    /// # Safety
+    /// No other reference to this index lives.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn get(&self, index: usize) -> &mut T {
+        // SAFETY: passed on.
+        unsafe { &mut *self.0[index].get() }
+    }
+}
+
+/// Draws tokens; all memory is taken at load.
+pub struct Sampler {
+    vocab: usize,
+    max_history: usize,
+    slots: Vec<SlotHistory>,
+    scratch: PerIndex<Scratch>,
+    answers: PerIndex<Answer>,
+    rows: Vec<SampleRow>,
+    /// Ids drawn by the step before, by row; `None` where nothing was drawn.
+    last: Vec<Option<u32>>,
+}
+
+impl Sampler {
+    /// Bytes that `new` takes.
+    pub fn bytes(
+        max_batch: usize,
+        max_rows: usize,
+        vocab: usize,
+        threads: usize,
+        max_seq_len: usize,
+    ) -> usize {
+        let slot = (max_seq_len + 1) * 4 + MAX_BIAS * 8 + MAX_STOPS * 4 + size_of::<SlotHistory>();
+        let row = size_of::<Answer>() + size_of::<SampleRow>() + size_of::<Option<u32>>();
+        max_batch * slot + max_rows * row + threads * Scratch::bytes(vocab)
+    }
+
+    /// A sampler for `max_batch` slots and `max_rows` rows of `vocab` logits.
+    pub fn new(max_batch: usize, max_rows: usize, vocab: usize, threads: usize, max_seq_len: usize) -> Self {
+        let none = TopLogprob { id: 0, logprob: 0.0 };
+        let answer = Answer {
+            token: TokenLogprob { id: NO_TOKEN, logprob: f32::NAN, rank: 0 },
+            top: [none; MAX_TOP_LOGPROBS],
+            n_top: 0,
+        };
+        Sampler {
+            vocab,
+            // One more than positions: the last drawn token needs none.
+            max_history: max_seq_len + 1,
+            slots: (0..max_batch)
+                .map(|_| SlotHistory {
+                    ids: Vec::with_capacity(max_seq_len + 1),
+                    prompt_len: 0,
+                    bias: Vec::with_capacity(MAX_BIAS),
+                    stops: Vec::with_capacity(MAX_STOPS),
+                })
+                .collect(),
+            scratch: PerIndex((0..threads).map(|_| UnsafeCell::new(Scratch::new(vocab))).collect()),
+            answers: PerIndex((0..max_rows).map(|_| UnsafeCell::new(answer)).collect()),
+            rows: Vec::with_capacity(max_rows),
+            last: Vec::with_capacity(max_rows),
+        }
+    }
+
+    /// See `Engine::bind`.
+    pub fn bind(&mut self, slot: Slot, state: SlotState<'_>) -> Result<(), String> {
+        let n_slots = self.slots.len();
+        let Some(history) = self.slots.get_mut(slot.0 as usize) else {
+            return Err(format!("slot {}; there are {n_slots}", slot.0));
+        };
+        let len = state.prompt.len() + state.output.len();
+        if len > self.max_history {
+            return Err(format!("{len} ids of history; {} fit", self.max_history));
+        }
+        if state.logit_bias.len() > MAX_BIAS {
+            return Err(format!("{} biased ids; {MAX_BIAS} fit", state.logit_bias.len()));
+        }
+        if state.stop_ids.len() > MAX_STOPS {
+            return Err(format!("{} stop ids; {MAX_STOPS} fit", state.stop_ids.len()));
+        }
+        if let Some((id, _)) = state.logit_bias.iter().find(|(id, _)| *id as usize >= self.vocab) {
+            return Err(format!("bias on id {id}; the vocabulary has {}", self.vocab));
+        }
+        history.ids.clear();
+        history.ids.extend_from_slice(state.prompt);
+        history.ids.extend_from_slice(state.output);
+        history.prompt_len = state.prompt.len();
+        history.bias.clear();
+        history.bias.extend_from_slice(state.logit_bias);
+        history.stops.clear();
+        history.stops.extend_from_slice(state.stop_ids);
+        Ok(())
+    }
+
+    /// Takes a step's rows, checked.
+    pub fn prepare(&mut self, rows: &[SampleRow]) -> Result<(), String> {
+        for row in rows {
+            if let Wanted::Score(id) = row.wanted
+                && id as usize >= self.vocab
+            {
+                return Err(format!("score of id {id}; the vocabulary has {}", self.vocab));
+            }
+            if row.top_logprobs.is_some_and(|n| usize::from(n) > MAX_TOP_LOGPROBS) {
+                return Err(format!("more than {MAX_TOP_LOGPROBS} alternatives asked for"));
+            }
+            let history = &self.slots[row.slot.0 as usize];
+            if row.wanted == Wanted::Sample && history.ids.len() >= self.max_history {
+                return Err(format!("slot {} has no room for another id", row.slot.0));
+            }
+        }
+        self.rows.clear();
+        self.rows.extend_from_slice(rows);
+        Ok(())
+    }
+
+    /// The id that row `row` of the step before drew.
+    pub fn last_token(&self, row: usize) -> Option<u32> {
+        self.last.get(row).copied().flatten()
+    }
+
+    /// Answers all prepared rows from their logits `f32[rows, vocab]`.
+    pub fn run(
+        &mut self,
+        pool: &mut Pool,
+        path: IsaPath,
+        logits: &[f32],
+        masks: Option<TokenMasks<'_>>,
+    ) -> Result<(), String> {
+        if let Some(m) = masks
+            && (m.words_per_row < self.vocab.div_ceil(32)
+                || m.words.len() < m.words_per_row * self.rows.len())
+        {
+            return Err(format!("masks hold {} words for {} rows", m.words.len(), self.rows.len()));
+        }
+        let this = &*self;
+        pool.run(this.rows.len(), |worker, range| {
+            // SAFETY: `Pool::run` runs one range per worker at a time.
+            let scratch = unsafe { this.scratch.get(worker) };
+            for i in range {
+                let row = &logits[i * this.vocab..(i + 1) * this.vocab];
+                let allowed = masks.map(|m| &m.words[i * m.words_per_row..(i + 1) * m.words_per_row]);
+                // SAFETY: `Pool::run` hands every index out once.
+                let answer = unsafe { this.answers.get(i) };
+                this.answer(path, &this.rows[i], row, allowed, scratch, answer);
+            }
+        });
+        self.last.clear();
+        for (row, answer) in self.rows.iter().zip(&mut self.answers.0) {
+            let id = answer.get_mut().token.id;
+            let drawn = row.wanted == Wanted::Sample && id != NO_TOKEN;
+            self.last.push(drawn.then_some(id));
+            if drawn {
+                self.slots[row.slot.0 as usize].ids.push(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &self,
+        path: IsaPath,
+        want: &SampleRow,
+        row: &[f32],
+        allowed: Option<&[u32]>,
+        scratch: &mut Scratch,
+        answer: &mut Answer,
+    ) {
+        let id = match want.wanted {
+            Wanted::Score(id) => id,
+            Wanted::Logits => NO_TOKEN,
+            Wanted::Sample => {
+                let history = &self.slots[want.slot.0 as usize];
+                let (prompt, output) = history.ids.split_at(history.prompt_len);
+                let cx = Context {
+                    position: want.position,
+                    bias: &history.bias,
+                    suppressed: if want.suppress_stops { &history.stops } else { &[] },
+                    prompt,
+                    output,
+                    allowed,
+                };
+                let p = &want.params;
+                let params = Params {
+                    temperature: p.temperature,
+                    top_k: p.top_k,
+                    top_p: p.top_p,
+                    min_p: p.min_p,
+                    repetition_penalty: p.repetition_penalty,
+                    presence_penalty: p.presence_penalty,
+                    frequency_penalty: p.frequency_penalty,
+                    seed: p.seed,
+                    choice: p.choice,
+                };
+                sampling::draw(path, row, &params, &cx, scratch).unwrap_or(NO_TOKEN)
+            }
+        };
+        answer.token = TokenLogprob { id, logprob: f32::NAN, rank: 0 };
+        answer.n_top = 0;
+        if let Some(n) = want.top_logprobs
+            && want.wanted != Wanted::Logits
+        {
+            let found = sampling::logprobs(path, row, id, &mut answer.top[..usize::from(n)]);
+            answer.token.logprob = found.logprob;
+            answer.token.rank = found.rank;
+            answer.n_top = found.n_top;
+        }
+    }
+
+    /// Hands the answers over.
+    pub fn collect(&mut self, out: &mut StepOutput) {
+        out.rows.clear();
+        out.top.clear();
+        for (_, answer) in self.rows.iter().zip(&mut self.answers.0) {
+            let answer = answer.get_mut();
+            let top_start = out.top.len() as u32;
+            out.top.extend(answer.top[..answer.n_top].iter().enumerate().map(|(i, t)| TokenLogprob {
+                id: t.id,
+                logprob: t.logprob,
+                rank: i as u32 + 1,
+            }));
+            out.rows.push(RowOutput { token: answer.token, top_start, top_len: answer.n_top as u32 });
+        }
+    }
+}
