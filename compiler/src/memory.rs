@@ -4,7 +4,7 @@
 //! Offsets are found greedily, largest buffer first (Pisarchyk and Lee 2020, arXiv 2001.03288): within a few percent of
 //! the lower bound on decoder graphs, and a pure function of the program.
 
-use lathe_plan::schema::{Buffer, Expr, Launch, Operand, Place, Program, Symbol};
+use lathe_plan::schema::{Launch, Operand, Place, Program};
 
 use crate::error::{CompileError, Result};
 
@@ -49,13 +49,6 @@ pub fn plan_arena(program: &mut Program) -> Result<ArenaReport> {
     Ok(ArenaReport { bytes, unshared_bytes, in_place })
 }
 
-/// Value of `expr` with every symbol at its upper bound.
-pub fn at_bounds(expr: &Expr, symbols: &[Symbol]) -> Option<u64> {
-    expr.terms.iter().try_fold(expr.constant, |sum, (symbol, coefficient)| {
-        sum.checked_add(symbols.get(*symbol as usize)?.max.checked_mul(*coefficient)?)
-    })
-}
-
 /// `add_rms_norm` may write its sum over its residual. Where the residual dies there, both become one buffer.
 fn share_residuals(program: &mut Program) -> usize {
     let mut shared = 0;
@@ -64,12 +57,18 @@ fn share_residuals(program: &mut Program) -> usize {
         if launch.kernel != "add_rms_norm" {
             continue;
         }
-        let (Some(delta), Some(residual)) = (buffer_of(launch.inputs.first()), buffer_of(launch.inputs.get(1))) else {
+        let (Some(delta), Some(residual)) =
+            (buffer_of(launch.inputs.first()), buffer_of(launch.inputs.get(1)))
+        else {
             continue;
         };
         let Some(sum) = buffer_of(launch.outputs.first()) else { continue };
         let read_later = program.launches[at + 1..].iter().any(|l| reads(l, residual));
-        if read_later || delta == residual || sum == residual || buffer_of(Some(&program.logits)) == Some(residual) {
+        if read_later
+            || delta == residual
+            || sum == residual
+            || buffer_of(Some(&program.logits)) == Some(residual)
+        {
             continue;
         }
         let (a, b) = (&program.buffers[sum as usize], &program.buffers[residual as usize]);
@@ -118,12 +117,21 @@ fn lifetimes(program: &Program) -> Result<Vec<Lifetime>> {
                 Some(lifetime) => lifetime.last = at,
                 None => {
                     let name = &program.buffers[index as usize].name;
-                    return Err(CompileError::Bug(format!("{}: reads %{name} before it is written", launch.node)));
+                    return Err(CompileError::Bug(format!(
+                        "{}: reads %{name} before it is written",
+                        launch.node
+                    )));
                 }
             }
         }
         for index in launch.outputs.iter().filter_map(|o| buffer_of(Some(o))) {
-            let bytes = bytes_at_bounds(&program.buffers[index as usize], &program.symbols)?;
+            let buffer = &program.buffers[index as usize];
+            let bytes = buffer.max_bytes(&program.symbols).ok_or_else(|| {
+                CompileError::unsupported(
+                    format!("size of %{}", buffer.name),
+                    "it exceeds 64 bits at the limits",
+                )
+            })?;
             let lifetime = found[index as usize].get_or_insert(Lifetime { bytes, first: at, last: at });
             lifetime.last = at;
         }
@@ -134,14 +142,9 @@ fn lifetimes(program: &Program) -> Result<Vec<Lifetime>> {
     {
         lifetime.last = program.launches.len();
     }
-    let unwritten = |i: usize| CompileError::Bug(format!("buffer %{} is never written", program.buffers[i].name));
+    let unwritten =
+        |i: usize| CompileError::Bug(format!("buffer %{} is never written", program.buffers[i].name));
     found.into_iter().enumerate().map(|(i, l)| l.ok_or_else(|| unwritten(i))).collect()
-}
-
-fn bytes_at_bounds(buffer: &Buffer, symbols: &[Symbol]) -> Result<u64> {
-    at_bounds(&buffer.rows, symbols)
-        .and_then(|rows| rows.checked_mul(buffer.cols)?.checked_mul(buffer.dtype.size() as u64))
-        .ok_or_else(|| CompileError::Bug(format!("buffer %{}: size exceeds 64 bits", buffer.name)))
 }
 
 /// Offsets for lifetimes, and the bytes they need: largest first, each at the lowest offset that is free for its whole
@@ -193,7 +196,8 @@ mod tests {
 
     #[test]
     fn a_gap_is_used() {
-        let (offsets, bytes) = place(&[life(256, 0, 4), life(128, 0, 1), life(192, 2, 4), life(64, 1, 1), life(1, 3, 3)]);
+        let (offsets, bytes) =
+            place(&[life(256, 0, 4), life(128, 0, 1), life(192, 2, 4), life(64, 1, 1), life(1, 3, 3)]);
         assert_eq!((offsets, bytes), (vec![0, 256, 256, 384, 448], 512));
     }
 

@@ -1,0 +1,365 @@
+//! Selection for the CPU target: every node of the fused graph becomes one launch of `engines/cpu/LAUNCHES.md`.
+//!
+//! Needs: a verified graph in execution order. Gives: a program whose buffers have no offsets yet, and the weights it
+//! reads. An op without a kernel is a typed error that names the node; nothing is emulated by several launches.
+
+use std::collections::HashMap;
+
+use lathe_ir::entity::{Id, NodeId, ValueId, WeightId};
+use lathe_ir::facts::Dim;
+use lathe_ir::ops::Op;
+use lathe_ir::{Facts, Graph};
+use lathe_kernels::paged::KvLayout;
+use lathe_numerics::DType;
+use lathe_numerics::contract::PANEL;
+use lathe_plan::operand::SYMBOL_NAMES;
+use lathe_plan::schema::{
+    Buffer, CacheGroup, CacheKind, CacheLayer, Expr, Input, Launch, Layout, Operand, Param, Program, Symbol,
+    Target, Weight,
+};
+
+use crate::error::{CompileError, Result};
+
+/// Positions per KV block: long enough that a block's tiles are whole cache lines, short enough that the last block of
+/// a sequence wastes little.
+pub const KV_BLOCK: u32 = 32;
+
+/// A weight that some launch reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightUse {
+    /// The graph's weight.
+    pub weight: WeightId,
+    /// The plan's entry; offset and hash come with the bytes.
+    pub entry: Weight,
+}
+
+/// Weights of all programs of a plan. One that two programs read the same way is stored once.
+#[derive(Clone, Debug, Default)]
+pub struct WeightTable {
+    uses: Vec<WeightUse>,
+}
+
+impl WeightTable {
+    /// In the order in which they were first read.
+    pub fn uses(&self) -> &[WeightUse] {
+        &self.uses
+    }
+
+    /// Bytes of weights that are stored again in a second layout or type.
+    pub fn duplicated_bytes(&self) -> u64 {
+        let again = |i: usize| self.uses[..i].iter().any(|u| u.entry.name == self.uses[i].entry.name);
+        (0..self.uses.len()).filter(|&i| again(i)).map(|i| self.uses[i].entry.bytes).sum()
+    }
+
+    fn operand(&mut self, graph: &Graph, weight: WeightId, layout: Layout, dtype: DType) -> Result<Operand> {
+        let name = graph.weight_name(weight);
+        let same = |u: &WeightUse| u.entry.name == name && (u.entry.layout, u.entry.dtype) == (layout, dtype);
+        let index = match self.uses.iter().position(same) {
+            Some(index) => index,
+            None => {
+                let shape = graph.weight_facts(weight).fixed_shape().unwrap_or_default();
+                let shape: Vec<u64> = shape.into_iter().map(|d| d as u64).collect();
+                let bytes = layout.bytes(dtype, &shape).ok_or_else(|| {
+                    CompileError::Bug(format!("weight @{name}: {} does not hold {shape:?}", layout.name()))
+                })?;
+                let entry =
+                    Weight { name: name.into(), dtype, shape, layout, offset: 0, bytes, hash: [0; 32] };
+                self.uses.push(WeightUse { weight, entry });
+                self.uses.len() - 1
+            }
+        };
+        Ok(Operand::weight(index as u32, &self.uses[index].entry))
+    }
+}
+
+/// Selects kernels for `graph`, whose single result becomes the logits.
+///
+/// # Errors
+/// `Unsupported` naming the first node that has no kernel.
+pub fn select(graph: &Graph, name: &str, table: &mut WeightTable) -> Result<Program> {
+    let mut selection = Selection::new(graph, table)?;
+    for (id, _) in graph.nodes() {
+        selection.node(id)?;
+    }
+    let &[logits] = graph.outputs() else {
+        return Err(CompileError::unsupported(
+            format!("graph with {} results", graph.outputs().len()),
+            "a program has one, the logits",
+        ));
+    };
+    let logits = selection.read(logits)?;
+    Ok(Program {
+        name: name.into(),
+        target: Target::Cpu,
+        rank: 0,
+        n_ranks: 1,
+        symbols: selection.symbols,
+        buffers: selection.buffers,
+        arena_bytes: 0,
+        scratch_bytes: 0,
+        cache_groups: selection.cache_groups,
+        launches: selection.launches,
+        logits,
+    })
+}
+
+struct Selection<'a> {
+    graph: &'a Graph,
+    table: &'a mut WeightTable,
+    symbols: Vec<Symbol>,
+    /// Index in the plan of each IR symbol.
+    symbol_index: Vec<u32>,
+    buffers: Vec<Buffer>,
+    /// Buffer of each IR value, once written.
+    buffer_of: HashMap<ValueId, u32>,
+    cache_groups: Vec<CacheGroup>,
+    launches: Vec<Launch>,
+}
+
+impl<'a> Selection<'a> {
+    fn new(graph: &'a Graph, table: &'a mut WeightTable) -> Result<Self> {
+        let mut symbols = Vec::new();
+        let mut symbol_index = vec![0; graph.symbols().len()];
+        for (index, name) in SYMBOL_NAMES.into_iter().enumerate() {
+            let missing =
+                || CompileError::Bug(format!("graph @{}: symbol {name} is not declared", graph.name));
+            let id = graph.find_symbol(name).ok_or_else(missing)?;
+            let symbol = &graph.symbols()[id];
+            symbols.push(Symbol { name: name.into(), min: symbol.min as u64, max: symbol.max as u64 });
+            symbol_index[id.index()] = index as u32;
+        }
+        let cache_groups = graph.cache().map(cache_group).transpose()?.into_iter().collect();
+        Ok(Selection {
+            graph,
+            table,
+            symbols,
+            symbol_index,
+            buffers: Vec::new(),
+            buffer_of: HashMap::new(),
+            cache_groups,
+            launches: Vec::new(),
+        })
+    }
+
+    fn node(&mut self, id: NodeId) -> Result<()> {
+        let node = self.graph.node(id);
+        let value = |at: usize| node.inputs[at];
+        let (kernel, inputs, outputs, params) = match &node.op {
+            Op::Embedding(_) => {
+                // A table that is also a projection is stored once, in the projection's layout.
+                let layout = if self.is_projection(value(1)) { Layout::Panel16 } else { Layout::RowMajor };
+                let inputs =
+                    vec![self.input(id, value(0), Input::Tokens)?, self.weight(id, value(1), layout, None)?];
+                ("embedding", inputs, vec![self.write(node.outputs[0])?], vec![])
+            }
+            Op::RmsNorm(op) => {
+                let norm = self.weight(id, value(1), Layout::RowMajor, self.dtype(value(0)))?;
+                let inputs = vec![self.read(value(0))?, norm];
+                ("rms_norm", inputs, vec![self.write(node.outputs[0])?], vec![float("eps", op.eps)])
+            }
+            Op::AddRmsNorm(op) => {
+                self.expect_dtype(id, value(0), DType::F32)?;
+                let norm = self.weight(id, value(2), Layout::RowMajor, self.dtype(value(1)))?;
+                let inputs = vec![self.read(value(0))?, self.read(value(1))?, norm];
+                let outputs = vec![self.write(node.outputs[0])?, self.write(node.outputs[1])?];
+                ("add_rms_norm", inputs, outputs, vec![float("eps", op.eps)])
+            }
+            Op::Linear(_) => {
+                let inputs = self.projection(id)?;
+                ("gemm", inputs, vec![self.write(node.outputs[0])?], vec![choice("epilogue", "store")])
+            }
+            Op::LinearSiluMul(op) => {
+                if op.interleave != PANEL {
+                    let why = format!("the cpu kernel wants gate and up rows interleaved by {PANEL}");
+                    return Err(self.unsupported(id, why));
+                }
+                if self.dtype(node.outputs[0]) != self.dtype(value(0)) {
+                    return Err(self.unsupported(id, "the cpu kernel keeps the type of its operand"));
+                }
+                let inputs = self.projection(id)?;
+                let params = vec![int("cols", op.cols), choice("epilogue", "silu_mul")];
+                ("gemm", inputs, vec![self.write(node.outputs[0])?], params)
+            }
+            Op::RopeAppend(op) => {
+                self.expect_dtype(id, value(0), DType::F32)?;
+                let positions = self.input(id, value(1), Input::Positions)?;
+                let rope = self.weight(id, value(2), Layout::RowMajor, None)?;
+                let inputs = vec![self.read(value(0))?, positions, rope, self.cache(id, op.layer)?];
+                let params =
+                    vec![int("head_dim", op.head_dim), int("heads", op.heads), int("kv_heads", op.kv_heads)];
+                ("rope_append", inputs, vec![self.write(node.outputs[0])?], params)
+            }
+            Op::Attention(op) => {
+                let inputs = vec![self.read(value(0))?, self.cache(id, op.layer)?];
+                let params = vec![
+                    int("head_dim", op.head_dim),
+                    int("heads", op.heads),
+                    int("kv_heads", op.kv_heads),
+                    float("scale", op.scale),
+                ];
+                ("attention", inputs, vec![self.write(node.outputs[0])?], params)
+            }
+            Op::GatherRows(_) => {
+                let inputs = vec![self.read(value(0))?, self.input(id, value(1), Input::SampleRows)?];
+                ("gather_rows", inputs, vec![self.write(node.outputs[0])?], vec![])
+            }
+            _ => {
+                let why = "it has no cpu kernel of its own, and no fusion took it into one that has";
+                return Err(self.unsupported(id, why));
+            }
+        };
+        let node = self.graph.value_name(node.outputs[0]).to_string();
+        self.launches.push(Launch { kernel: kernel.into(), node, inputs, outputs, params });
+        Ok(())
+    }
+
+    /// Operands of a GEMM: rows, packed weight of their type, f32 bias.
+    fn projection(&mut self, id: NodeId) -> Result<Vec<Operand>> {
+        let inputs = &self.graph.node(id).inputs;
+        let x = self.dtype(inputs[0]);
+        if self.dtype(inputs[1]) != x {
+            return Err(self.unsupported(id, "the cpu kernel wants activations and weight of one type"));
+        }
+        let mut operands = vec![self.read(inputs[0])?, self.weight(id, inputs[1], Layout::Panel16, x)?];
+        if let Some(&bias) = inputs.get(2) {
+            operands.push(self.weight(id, bias, Layout::RowMajor, Some(DType::F32))?);
+        }
+        Ok(operands)
+    }
+
+    fn is_projection(&self, weight: ValueId) -> bool {
+        let projects = |op: &Op| matches!(op, Op::Linear(_) | Op::LinearSiluMul(_));
+        self.graph.nodes().any(|(_, n)| projects(&n.op) && n.inputs.get(1) == Some(&weight))
+    }
+
+    fn dtype(&self, value: ValueId) -> Option<DType> {
+        self.graph.facts(value).dtype()
+    }
+
+    fn expect_dtype(&self, id: NodeId, value: ValueId, want: DType) -> Result<()> {
+        match self.dtype(value) {
+            Some(dtype) if dtype != want => {
+                let name = self.graph.value_name(value);
+                Err(self.unsupported(id, format!("%{name} is {dtype}, the cpu kernel reads {want}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A weight operand, stored as `dtype` (as declared if `None`). Narrowing is never silent: only a widening is done.
+    fn weight(
+        &mut self,
+        id: NodeId,
+        value: ValueId,
+        layout: Layout,
+        dtype: Option<DType>,
+    ) -> Result<Operand> {
+        let (Some(weight), Some(declared)) = (self.graph.as_weight(value), self.dtype(value)) else {
+            return Err(self.unsupported(id, format!("%{} is no weight", self.graph.value_name(value))));
+        };
+        let dtype = dtype.unwrap_or(declared);
+        if dtype != declared && dtype != DType::F32 {
+            let name = self.graph.value_name(value);
+            return Err(self.unsupported(id, format!("@{name} is {declared}, the cpu kernel reads {dtype}")));
+        }
+        self.table.operand(self.graph, weight, layout, dtype)
+    }
+
+    fn read(&self, value: ValueId) -> Result<Operand> {
+        match self.buffer_of.get(&value) {
+            Some(&index) => Ok(Operand::buffer(index, &self.buffers[index as usize])),
+            None => {
+                let name = self.graph.value_name(value);
+                Err(CompileError::unsupported(
+                    format!("%{name} as an activation"),
+                    "no kernel has written it",
+                ))
+            }
+        }
+    }
+
+    fn write(&mut self, value: ValueId) -> Result<Operand> {
+        let name = self.graph.value_name(value).to_string();
+        let Facts::Tensor { dtype, shape } = self.graph.facts(value) else {
+            return Err(CompileError::Bug(format!("%{name}: a state has no buffer")));
+        };
+        let [rows, cols] = &shape[..] else {
+            return Err(CompileError::unsupported(
+                format!("%{name} of rank {}", shape.len()),
+                "activations are matrices",
+            ));
+        };
+        let symbolic = || CompileError::unsupported(format!("%{name}"), "its columns are symbolic");
+        let cols = cols.as_const().ok_or_else(symbolic)? as u64;
+        let buffer = Buffer { name: name.clone(), dtype: *dtype, rows: self.expr(rows)?, cols, offset: 0 };
+        let index = self.buffers.len() as u32;
+        let operand = Operand::buffer(index, &buffer);
+        self.buffers.push(buffer);
+        self.buffer_of.insert(value, index);
+        Ok(operand)
+    }
+
+    fn expr(&self, dim: &Dim) -> Result<Expr> {
+        let negative = |_| CompileError::unsupported("extent with a negative part", "extents are sums");
+        let mut terms = Vec::new();
+        for &(symbol, coefficient) in dim.terms() {
+            terms.push((self.symbol_index[symbol.index()], u64::try_from(coefficient).map_err(negative)?));
+        }
+        Ok(Expr { constant: u64::try_from(dim.constant()).map_err(negative)?, terms })
+    }
+
+    /// The operand of data that a step brings; `value` must be the graph input of that name.
+    fn input(&self, id: NodeId, value: ValueId, input: Input) -> Result<Operand> {
+        let want = match input {
+            Input::Tokens => "tokens",
+            Input::Positions => "positions",
+            Input::SampleRows => "rows",
+        };
+        if self.graph.inputs().contains(&value) && self.graph.value_name(value) == want {
+            return Ok(Operand::input(input));
+        }
+        Err(self.unsupported(id, format!("%{} is not the graph input %{want}", self.graph.value_name(value))))
+    }
+
+    fn cache(&self, id: NodeId, layer: usize) -> Result<Operand> {
+        match self.cache_groups.first().and_then(|g| g.layers.get(layer)) {
+            Some(facts) => Ok(Operand::cache(0, layer as u32, facts)),
+            None => Err(self.unsupported(id, format!("the cache has no layer {layer}"))),
+        }
+    }
+
+    fn unsupported(&self, id: NodeId, why: impl Into<String>) -> CompileError {
+        let node = self.graph.node_label(id);
+        CompileError::Unsupported { what: node.clone(), why: why.into(), node: Some(node) }
+    }
+}
+
+fn cache_group(cache: &lathe_ir::facts::Cache) -> Result<CacheGroup> {
+    let layout = KvLayout::new(cache.dtype, cache.kv_heads, cache.head_dim, KV_BLOCK as usize)
+        .map_err(|e| CompileError::unsupported(format!("kv cache @{}", cache.name), e.to_string()))?;
+    let bytes = layout.block_bytes() as u64;
+    let layer = |index: usize| CacheLayer {
+        kv_heads: cache.kv_heads as u32,
+        head_dim: cache.head_dim as u32,
+        dtype: cache.dtype,
+        offset: index as u64 * bytes,
+    };
+    Ok(CacheGroup {
+        kind: CacheKind::Paged { block: KV_BLOCK, window: None },
+        replay_exact: true,
+        bytes_per_block: bytes * cache.layers as u64,
+        layers: (0..cache.layers).map(layer).collect(),
+    })
+}
+
+fn int(name: &str, value: usize) -> (String, Param) {
+    (name.into(), Param::Int(value as u64))
+}
+
+fn float(name: &str, value: f32) -> (String, Param) {
+    (name.into(), Param::Float(value))
+}
+
+fn choice(name: &str, value: &str) -> (String, Param) {
+    (name.into(), Param::Name(value.into()))
+}
