@@ -14,20 +14,24 @@
 //! # Ok::<(), lathe_ir::IrError>(())
 //! ```
 
+pub mod driver;
 pub mod entity;
 pub mod error;
 pub mod facts;
+pub mod filetest;
 pub mod graph;
 pub mod interp;
 pub mod kv;
 pub mod op;
 pub mod ops;
+pub mod patch;
 pub mod rope_table;
 pub mod tensor;
 mod text;
 pub mod verify;
 pub mod weight;
 
+pub use driver::{Applied, Apply, Cx, Pass, Precision, Report, Rule, drive};
 pub use entity::{Id, NodeId, SymbolId, ValueId, WeightId};
 pub use error::{Fault, IrError};
 pub use facts::{Bindings, Cache, Dim, Facts, Symbol};
@@ -36,6 +40,7 @@ pub use interp::{Batch, BatchSequence, Interpreter, Outputs, WeightSource};
 pub use kv::KvState;
 pub use op::{Cost, Operation};
 pub use ops::Op;
+pub use patch::Patch;
 pub use rope_table::{RopeScaling, RopeTable};
 pub use tensor::{Data, Tensor, Value};
 pub use text::parse;
