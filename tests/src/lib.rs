@@ -1,6 +1,8 @@
 //! Tests across crates: parity with outside goldens, one answer, clients, tidy. The tests are in `tests/`; here is
 //! what they share: where the built programs and the made fixtures are.
 
+pub mod drive;
+
 use std::path::{Path, PathBuf};
 
 /// Root of the checkout.
