@@ -6,6 +6,8 @@ pub mod error;
 pub mod import;
 pub mod memory;
 pub mod options;
+pub mod passes;
+pub mod pipeline;
 pub mod report;
 pub mod select;
 pub mod self_test;

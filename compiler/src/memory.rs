@@ -4,6 +4,7 @@
 //! Offsets are found greedily, largest buffer first (Pisarchyk and Lee 2020, arXiv 2001.03288): within a few percent of
 //! the lower bound on decoder graphs, and a pure function of the program.
 
+use lathe_kernels::{attention, gemm};
 use lathe_plan::schema::{Launch, Operand, Place, Program};
 
 use crate::error::{CompileError, Result};
@@ -47,6 +48,22 @@ pub fn plan_arena(program: &mut Program) -> Result<ArenaReport> {
     program.arena_bytes = bytes;
     let unshared_bytes = lifetimes.iter().map(|l| l.bytes.next_multiple_of(ALIGNMENT)).sum();
     Ok(ArenaReport { bytes, unshared_bytes, in_place })
+}
+
+/// Bytes of scratch that each worker thread needs, on whatever instruction set the plan is run.
+pub fn scratch_bytes(program: &Program) -> u64 {
+    let elements = program.launches.iter().map(|launch| match (launch.kernel.as_str(), launch.inputs.first()) {
+        ("gemm", Some(x)) => {
+            let rows = x.rows.max(&program.symbols).unwrap_or(u64::MAX);
+            gemm::scratch_bound(usize::try_from(rows).unwrap_or(usize::MAX), x.cols as usize)
+        }
+        ("attention", _) => {
+            let size = |name| launch.int(name).unwrap_or(0) as usize;
+            attention::max_scratch_len(size("heads"), size("kv_heads"), size("head_dim"))
+        }
+        _ => 0,
+    });
+    (elements.max().unwrap_or(0) * size_of::<f32>()) as u64
 }
 
 /// `add_rms_norm` may write its sum over its residual. Where the residual dies there, both become one buffer.

@@ -22,7 +22,7 @@ mod pack;
 pub mod reference;
 mod scalar;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod tile;
 
 pub(crate) use pack::packed_index;
@@ -119,6 +119,12 @@ fn scratch_words(kind: Kind, m: usize, k: usize) -> usize {
 /// Upper bound of [`Kernel::scratch_len`] over all `m <= max_m`.
 pub fn max_scratch_len(path: IsaPath, dtype: lathe_numerics::DType, max_m: usize, k: usize) -> usize {
     scratch_words(Kind::of(path, dtype, dtype), max_m, k)
+}
+
+/// Upper bound of [`max_scratch_len`] over every path, those that this machine lacks included: a plan is made for all.
+pub fn scratch_bound(max_m: usize, k: usize) -> usize {
+    let kinds = [Kind::Bf16Pairs, Kind::Bf16Wide, Kind::F16, Kind::F32];
+    kinds.into_iter().map(|kind| scratch_words(kind, max_m, k)).max().unwrap_or(0)
 }
 
 impl<'a> Gemm<'a> {

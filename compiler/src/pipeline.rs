@@ -1,0 +1,246 @@
+//! The pipeline: one function, top to bottom, a phase after the other.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use lathe_ir::driver::{Pass, Precision, Rule, drive};
+use lathe_ir::{Graph, verify};
+use lathe_plan::Tables;
+use lathe_plan::schema::{CacheKind, Operand, Place, Program};
+
+use crate::checkpoint::TensorSource;
+use crate::emit;
+use crate::error::{CompileError, Result};
+use crate::import::Imported;
+use crate::memory;
+use crate::options::{Observer, Options, Phase};
+use crate::passes::{
+    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_SILU_MUL, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS, MERGE_GATE_UP,
+    MERGE_QKV, REMOVE_DEAD,
+};
+use crate::report::{MemoryTotals, Outcome, RuleCount, WeightTotals};
+use crate::select::{WeightTable, select};
+use crate::self_test::{self, excerpt};
+
+/// Compiles an imported checkpoint to a plan at `options.output`, or up to `options.to`.
+///
+/// # Errors
+/// What is not supported, what cannot be read or written; bugs of the compiler, found by the verifiers.
+pub fn compile(
+    imported: Imported,
+    source: &dyn TensorSource,
+    options: &Options,
+    observer: &dyn Observer,
+) -> Result<Outcome> {
+    let Imported { graph: imported_graph, card, text, tokenizer_json, dtype, .. } = imported;
+    let mut run = Run { options, observer, outcome: Outcome::default() };
+
+    // import: what the checkpoint says, unfused, every rounding point explicit. The caller has done the work and told
+    // the observer; what comes in is verified here.
+    verify(&imported_graph)?;
+    run.graph_after(Phase::Import, &imported_graph)?;
+    if options.to == Phase::Import {
+        return Ok(run.outcome);
+    }
+
+    let mut graph = imported_graph.clone();
+    run.graph_phases(&mut graph)?;
+    if options.to < Phase::Select {
+        return Ok(run.outcome);
+    }
+
+    // select: every node becomes a launch, or the compilation ends with the node's name. The self-test of a large model
+    // is a program of its own, made of the same weights by the same phases.
+    observer.phase_started(Phase::Select);
+    let mut weights = WeightTable::default();
+    let mut programs = vec![select(&graph, "decoder", &mut weights)?];
+    let question = match card.n_parameters > self_test::WHOLE_MODEL_LIMIT {
+        true => excerpt::first_and_last_layer(&imported_graph)?,
+        false => None,
+    };
+    if let Some(question) = &question {
+        let mut graph = question.clone();
+        rewrite(&mut graph)?;
+        programs.push(select(&graph, self_test::PROGRAM, &mut weights)?);
+    }
+    run.outcome.launches = Some(programs[0].launches.len());
+    run.programs_after(Phase::Select, &programs)?;
+    observer.phase_ended(Phase::Select);
+    if options.to == Phase::Select {
+        return Ok(run.outcome);
+    }
+
+    // schedule: launches stand in their final order, so lifetimes are known and the arena can be laid out.
+    observer.phase_started(Phase::Schedule);
+    for program in &mut programs {
+        let arena = memory::plan_arena(program)?;
+        program.scratch_bytes = memory::scratch_bytes(program);
+        tracing::debug!(program = program.name, ?arena, "arena");
+    }
+    run.outcome.memory = Some(memory_totals(&programs[0], card.limits.kv_tokens));
+    run.programs_after(Phase::Schedule, &programs)?;
+    observer.phase_ended(Phase::Schedule);
+    if options.to == Phase::Schedule {
+        return Ok(run.outcome);
+    }
+
+    // emit: the self-test comes first, as it finds a damaged checkpoint before gigabytes are written.
+    observer.phase_started(Phase::Emit);
+    let self_test =
+        self_test::ask(question.as_ref().unwrap_or(&imported_graph), source, card.vocab_size, dtype)?;
+    let writer = emit::create(&weights, tokenizer_json.as_ref().map_or(0, Vec::len), options)?;
+    observer.temporary_file(writer.temp_path());
+    emit::write_weights(&writer, &graph, &weights, source, options, observer)?;
+    let tables = Tables { card, programs, text, tokenizer: tokenizer_json, self_test: Some(self_test) };
+    let written = emit::finish(writer, &tables, observer)?;
+    run.outcome.weights = Some(WeightTotals {
+        count: written.weights.len(),
+        bytes: written.weight_bytes,
+        duplicated_bytes: weights.duplicated_bytes(),
+    });
+    run.outcome.plan_bytes = Some(written.file_bytes);
+    observer.phase_ended(Phase::Emit);
+    Ok(run.outcome)
+}
+
+/// The graph phases without a watcher.
+fn rewrite(graph: &mut Graph) -> Result<()> {
+    let options = Options { dump_phases: None, to: Phase::Fuse, ..Options::default() };
+    let mut run = Run { options: &options, observer: &crate::options::Silent, outcome: Outcome::default() };
+    run.graph_phases(graph)
+}
+
+/// One compilation under way.
+struct Run<'a> {
+    options: &'a Options,
+    observer: &'a dyn Observer,
+    outcome: Outcome,
+}
+
+impl Run<'_> {
+    /// The phases whose product is a graph.
+    fn graph_phases(&mut self, graph: &mut Graph) -> Result<()> {
+        // canonical: first what needs no pattern. Constants are folded before anything matches on them; rows are
+        // gathered early while every op is still simple, so that the last layer's fusions form on the sampled rows
+        // instead of having to be taken apart.
+        self.observer.phase_started(Phase::Canonical);
+        self.pass(Phase::Canonical, &FOLD_CONSTANTS, graph)?;
+        self.rules(Phase::Canonical, &[&GATHER_SAMPLED_ROWS], graph)?;
+        self.pass(Phase::Canonical, &REMOVE_DEAD, graph)?;
+        self.graph_after(Phase::Canonical, graph)?;
+        self.observer.phase_ended(Phase::Canonical);
+        if self.options.to == Phase::Canonical {
+            return Ok(());
+        }
+
+        // quant: number formats change before fusion, which looks at types. `--dtype` and `--kv-cache` are settled at
+        // import, where the recipes are made, so there is nothing to do yet.
+        self.observer.phase_started(Phase::Quant);
+        self.graph_after(Phase::Quant, graph)?;
+        self.observer.phase_ended(Phase::Quant);
+        if self.options.to == Phase::Quant {
+            return Ok(());
+        }
+
+        // fuse: merges before fusions, because `fuse-rope-append` wants one projection with adjacent columns and
+        // `fuse-linear-silu-mul` the interleaved one; the norm's fusion shares no node with either and comes last.
+        self.observer.phase_started(Phase::Fuse);
+        self.rules(Phase::Fuse, &[&MERGE_QKV, &MERGE_GATE_UP], graph)?;
+        self.rules(Phase::Fuse, &[&FUSE_ROPE_APPEND, &FUSE_LINEAR_SILU_MUL], graph)?;
+        self.rules(Phase::Fuse, &[&FUSE_ADD_RMS_NORM], graph)?;
+        self.pass(Phase::Fuse, &REMOVE_DEAD, graph)?;
+        self.graph_after(Phase::Fuse, graph)?;
+        self.observer.phase_ended(Phase::Fuse);
+        Ok(())
+    }
+
+    fn rules(&mut self, phase: Phase, rules: &[&Rule], graph: &mut Graph) -> Result<()> {
+        // The driver verifies the outcome, and in debug builds every application.
+        let report = drive(graph, rules)?;
+        for applied in &report.applied {
+            tracing::debug!(phase = phase.name(), rule = applied.rule, node = applied.node, precision = %applied.precision);
+        }
+        for rule in rules {
+            let numeric = |a: &&lathe_ir::driver::Applied| a.rule == rule.name && a.precision != Precision::Exact;
+            let exact = !report.applied.iter().any(|a| numeric(&a));
+            self.count(phase, rule.name, exact, report.count(rule.name));
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, phase: Phase, pass: &Pass, graph: &mut Graph) -> Result<()> {
+        let changes = (pass.run)(graph)?;
+        verify(graph)?;
+        tracing::debug!(phase = phase.name(), pass = pass.name, changes);
+        self.count(phase, pass.name, pass.precision == Precision::Exact, changes);
+        Ok(())
+    }
+
+    fn count(&mut self, phase: Phase, rule: &str, exact: bool, applied: usize) {
+        let precision = if exact { "exact" } else { "numeric" };
+        self.outcome.rules.push(RuleCount { phase: phase.name(), rule: rule.into(), precision, applied });
+    }
+
+    fn graph_after(&mut self, phase: Phase, graph: &Graph) -> Result<()> {
+        self.outcome.graph_text = graph.to_string();
+        self.dump(phase, "ir", &self.outcome.graph_text)
+    }
+
+    fn programs_after(&self, phase: Phase, programs: &[Program]) -> Result<()> {
+        self.dump(phase, "launches", &programs.iter().map(program_text).collect::<String>())
+    }
+
+    /// Writes `DIR/2-canonical.ir` and so on.
+    fn dump(&self, phase: Phase, extension: &str, text: &str) -> Result<()> {
+        let Some(folder) = &self.options.dump_phases else { return Ok(()) };
+        fs::create_dir_all(folder).map_err(|e| CompileError::io(folder, e))?;
+        let path = folder.join(format!("{}-{phase}.{extension}", phase as usize + 1));
+        fs::write(&path, text).map_err(|e| CompileError::io(&path, e))
+    }
+}
+
+fn memory_totals(program: &Program, kv_tokens: u64) -> MemoryTotals {
+    let mut totals = MemoryTotals {
+        arena_bytes: program.arena_bytes,
+        scratch_bytes: program.scratch_bytes,
+        ..MemoryTotals::default()
+    };
+    for group in &program.cache_groups {
+        if let CacheKind::Paged { block, .. } = group.kind {
+            totals.kv_bytes_per_token += group.bytes_per_block / u64::from(block);
+            totals.kv_bytes += group.bytes_per_block * kv_tokens.div_ceil(u64::from(block));
+        }
+    }
+    totals
+}
+
+/// A program for people, a line per buffer and launch.
+fn program_text(program: &Program) -> String {
+    let symbols: Vec<&str> = program.symbols.iter().map(|s| s.name.as_str()).collect();
+    let expr = |e: &lathe_plan::schema::Expr| {
+        let terms = e.terms.iter().map(|&(symbol, n)| {
+            let name = symbols.get(symbol as usize).copied().unwrap_or("?");
+            if n == 1 { name.to_string() } else { format!("{n}*{name}") }
+        });
+        let constant = (e.constant != 0 || e.terms.is_empty()).then(|| e.constant.to_string());
+        terms.chain(constant).collect::<Vec<_>>().join(" + ")
+    };
+    let operand = |o: &Operand| match o.place {
+        Place::Buffer(index) => format!("%{}", program.buffers[index as usize].name),
+        Place::Weight(index) => format!("weight {index}"),
+        Place::Input(input) => format!("{input:?}").to_lowercase(),
+        Place::Cache { group, layer } => format!("cache {group}.{layer}"),
+    };
+    let list = |operands: &[Operand]| operands.iter().map(operand).collect::<Vec<_>>().join(", ");
+    let mut text = format!("program {} arena {} scratch {}\n", program.name, program.arena_bytes, program.scratch_bytes);
+    // Writing to a string cannot fail.
+    for b in &program.buffers {
+        let _ = writeln!(text, "  buffer %{} : {}[{}, {}] at {}", b.name, b.dtype, expr(&b.rows), b.cols, b.offset);
+    }
+    for l in &program.launches {
+        let params: Vec<String> = l.params.iter().map(|(name, value)| format!("{name} = {value:?}")).collect();
+        let _ = writeln!(text, "  {} = {}({}) {{{}}}", list(&l.outputs), l.kernel, list(&l.inputs), params.join(", "));
+    }
+    let _ = writeln!(text, "  logits {}", operand(&program.logits));
+    text
+}
