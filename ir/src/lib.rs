@@ -14,6 +14,8 @@
 //! # Ok::<(), lathe_ir::IrError>(())
 //! ```
 
+#[cfg(any(test, feature = "arbitrary"))]
+pub mod arbitrary;
 pub mod driver;
 pub mod entity;
 pub mod error;
@@ -24,6 +26,8 @@ pub mod interp;
 pub mod kv;
 pub mod op;
 pub mod ops;
+#[cfg(test)]
+mod oracle_tests;
 pub mod patch;
 pub mod rope_table;
 pub mod tensor;

@@ -17,5 +17,7 @@
 mod cursor;
 mod parse;
 mod print;
+#[cfg(test)]
+mod tests;
 
 pub use parse::parse;
