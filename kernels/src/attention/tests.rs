@@ -1,1 +1,251 @@
-//! Tests.
+use lathe_numerics::DType;
+
+use super::{Attention, AttentionArgs, reference};
+use crate::paged::{Batch, KvCache, KvLayout, Sequence};
+use crate::rope_append::{RopeAppend, RopeAppendArgs};
+use crate::testing::{Buffer, DTYPES, SPLITS, Split, run, values};
+use crate::{IsaPath, tolerance};
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    block: usize,
+    act: DType,
+    kv: DType,
+}
+
+const SHAPES: &[(usize, usize, usize, usize)] = &[
+    (1, 1, 2, 16),
+    (4, 2, 16, 32),
+    (8, 2, 64, 32),
+    (3, 3, 18, 128),
+    (16, 1, 40, 64),
+    (6, 2, 128, 32),
+    (64, 1, 24, 16),
+];
+
+fn shapes() -> impl Iterator<Item = Shape> {
+    SHAPES.iter().flat_map(|&(heads, kv_heads, head_dim, block)| {
+        DTYPES.into_iter().flat_map(move |act| {
+            DTYPES.into_iter().map(move |kv| Shape { heads, kv_heads, head_dim, block, act, kv })
+        })
+    })
+}
+
+/// A sequence's projections: q (activation dtype values), k and v (f32, before rounding to the cache).
+struct Tokens {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+fn tokens(s: Shape, seed: u32, len: usize) -> Tokens {
+    let kv = len * s.kv_heads * s.head_dim;
+    let mut k = values(seed + 1, kv, DType::F32);
+    k.iter_mut().for_each(|k| *k *= 3.0);
+    Tokens { q: values(seed, len * s.heads * s.head_dim, s.act), k, v: values(seed + 2, kv, DType::F32) }
+}
+
+/// A cache full of NaN.
+struct Memory {
+    layout: KvLayout,
+    words: Vec<u32>,
+    n_blocks: usize,
+}
+
+impl Memory {
+    fn new(s: Shape, n_blocks: usize) -> Self {
+        let layout = KvLayout::new(s.kv, s.kv_heads, s.head_dim, s.block).unwrap();
+        Memory { layout, words: vec![u32::MAX; n_blocks * layout.block_bytes() / 4], n_blocks }
+    }
+
+    fn cache(&mut self) -> KvCache<'_> {
+        // SAFETY: the vector's own bytes, exclusively borrowed.
+        unsafe {
+            let (p, len) = (self.words.as_mut_ptr().cast(), self.words.len() * 4);
+            KvCache::raw(self.layout, p, len, 0, self.layout.block_bytes(), self.n_blocks).unwrap()
+        }
+    }
+}
+
+/// Appends and attends one step. `parts` are (tokens, rows already done, rows now, block ids).
+fn step(
+    path: IsaPath,
+    s: Shape,
+    memory: &mut Memory,
+    parts: &[(&Tokens, usize, usize, &[u32])],
+    split: Split,
+) -> Buffer {
+    let (hd, qn, kn) = (s.head_dim, s.heads * s.head_dim, s.kv_heads * s.head_dim);
+    let (mut qkv, mut q, mut seqs, mut blocks) = (vec![], vec![], vec![], vec![]);
+    for &(t, done, now, ids) in parts {
+        seqs.push(Sequence {
+            q_start: q.len() / qn,
+            q_len: now,
+            kv_len: done + now,
+            blocks_start: blocks.len(),
+        });
+        blocks.extend_from_slice(ids);
+        for r in done..done + now {
+            qkv.extend_from_slice(&t.q[r * qn..(r + 1) * qn]);
+            qkv.extend_from_slice(&t.k[r * kn..(r + 1) * kn]);
+            qkv.extend_from_slice(&t.v[r * kn..(r + 1) * kn]);
+            q.extend_from_slice(&t.q[r * qn..(r + 1) * qn]);
+        }
+    }
+    let rows = q.len() / qn;
+    let batch = Batch::new(&seqs, &blocks, s.block, memory.n_blocks).unwrap();
+    let mut q_out = Buffer::zeros(s.act, q.len());
+    let positions = vec![0; rows];
+    let append = RopeAppend::new(RopeAppendArgs {
+        path,
+        qkv: qkv.as_slice().into(),
+        qkv_stride: qn + 2 * kn,
+        positions: &positions,
+        table: (&[] as &[f32]).into(),
+        max_pos: 1,
+        rotary_dim: 0,
+        heads: s.heads,
+        q_out: q_out.dst(),
+        cache: memory.cache(),
+        batch,
+    })
+    .unwrap();
+    run(&append, split);
+    assert_eq!(q_out.f32(), q);
+    let mut out = Buffer::zeros(s.act, q.len());
+    let attention = Attention::new(AttentionArgs {
+        path,
+        q: q_out.src(),
+        heads: s.heads,
+        scale: 1.0 / (hd as f32).sqrt(),
+        cache: memory.cache(),
+        batch,
+        out: out.dst(),
+    })
+    .unwrap();
+    run(&attention, split);
+    out
+}
+
+/// Scattered block ids.
+fn table(first: u32, n: usize, of: u32) -> Vec<u32> {
+    (0..n as u32).map(|i| (first + i * 7) % of).collect()
+}
+
+fn expected(s: Shape, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
+    let (hd, g) = (s.head_dim, s.heads / s.kv_heads);
+    let pick = |x: &[f32]| -> Vec<f32> {
+        (0..=row)
+            .flat_map(|p| &x[(p * s.kv_heads + head / g) * hd..(p * s.kv_heads + head / g + 1) * hd])
+            .map(|v| s.kv.round(*v))
+            .collect()
+    };
+    let q = &t.q[(row * s.heads + head) * hd..(row * s.heads + head + 1) * hd];
+    reference::attention(q, &pick(&t.k), &pick(&t.v), 1.0 / (hd as f32).sqrt())
+}
+
+#[test]
+fn every_path_is_close_to_the_reference() {
+    for path in IsaPath::all() {
+        for s in shapes() {
+            let len = 300;
+            let t = tokens(s, 5, len);
+            let mut memory = Memory::new(s, 29);
+            let ids = table(3, len.div_ceil(s.block), 29);
+            let got = step(path, s, &mut memory, &[(&t, 0, len, &ids)], Split::Whole).f32();
+            let (mut want, mut mine) = (vec![], vec![]);
+            for row in (0..len).step_by(13).chain([127, 128, 129, 255, 256, len - 1]) {
+                for head in 0..s.heads {
+                    want.extend(expected(s, &t, row, head));
+                    let at = (row * s.heads + head) * s.head_dim;
+                    mine.extend_from_slice(&got[at..at + s.head_dim]);
+                }
+            }
+            tolerance::check(s.act, &want, &mine).unwrap_or_else(|e| panic!("{path:?} {s:?}: {e}"));
+        }
+    }
+}
+
+#[test]
+fn chunks_splits_and_company_change_no_bit() {
+    for path in IsaPath::all() {
+        for s in shapes() {
+            let len = 150;
+            let (t, other) = (tokens(s, 5, len), tokens(s, 50, 260));
+            let n = len.div_ceil(s.block);
+            let (ids, other_ids) = (table(3, n, 41), table(8, 260usize.div_ceil(s.block), 41));
+            let ids: Vec<u32> = ids.iter().map(|i| i + 41).collect();
+            let mut memory = Memory::new(s, 82);
+            let want = step(path, s, &mut memory, &[(&t, 0, len, &ids)], Split::Whole);
+            let cache = memory.words;
+            for chunk in [1, 7, 64] {
+                let mut memory = Memory::new(s, 82);
+                let mut got = vec![];
+                for done in (0..len).step_by(chunk) {
+                    let now = chunk.min(len - done);
+                    got.extend(step(path, s, &mut memory, &[(&t, done, now, &ids)], Split::Whole).bits());
+                }
+                assert_eq!(want.bits(), got, "{path:?} {s:?} chunk {chunk}");
+                assert!(cache == memory.words, "{path:?} {s:?} chunk {chunk}: cache");
+            }
+            for split in SPLITS {
+                let mut memory = Memory::new(s, 82);
+                step(path, s, &mut memory, &[(&other, 0, 230, &other_ids)], split);
+                step(path, s, &mut memory, &[(&t, 0, 90, &ids), (&other, 230, 5, &other_ids)], split);
+                let last = [(&other, 235, 25, &other_ids[..]), (&t, 90, len - 90, &ids[..])];
+                let got = step(path, s, &mut memory, &last, split).bits();
+                let width = s.heads * s.head_dim;
+                assert_eq!(want.bits()[90 * width..], got[25 * width..], "{path:?} {s:?} {split:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_reach_later_rows_only() {
+    for path in IsaPath::all() {
+        for (act, kv) in [(DType::BF16, DType::BF16), (DType::F32, DType::F16), (DType::F32, DType::F32)] {
+            let s = Shape { heads: 4, kv_heads: 2, head_dim: 16, block: 16, act, kv };
+            let mut t = tokens(s, 9, 140);
+            let ids = table(0, 9, 9);
+            let want = step(path, s, &mut Memory::new(s, 9), &[(&t, 0, 140, &ids)], Split::Whole).f32();
+            // Position 131: NaN in v of head 0, infinity in k of head 1.
+            t.v[131 * 32 + 3] = f32::NAN;
+            t.k[131 * 32 + 20] = f32::INFINITY;
+            let got = step(path, s, &mut Memory::new(s, 9), &[(&t, 0, 140, &ids)], Split::Whole).f32();
+            assert_eq!(want[..131 * 64], got[..131 * 64]);
+            assert!(got[131 * 64 + 3].is_nan() && got[139 * 64 + 3].is_nan());
+        }
+    }
+}
+
+#[test]
+fn wrong_operands_are_refused() {
+    let s = Shape { heads: 4, kv_heads: 2, head_dim: 8, block: 16, act: DType::F32, kv: DType::F32 };
+    let seqs = [Sequence { q_start: 0, q_len: 3, kv_len: 3, blocks_start: 0 }];
+    let mut memory = Memory::new(s, 2);
+    let mut build = |heads: usize, q: usize, out: usize, block: usize, n_blocks: usize| {
+        let (q, mut out) = (vec![0.0f32; q], vec![0.0f32; out]);
+        let batch = Batch::new(&seqs, &[1], block, n_blocks).unwrap();
+        Attention::new(AttentionArgs {
+            path: IsaPath::detect(),
+            q: q.as_slice().into(),
+            heads,
+            scale: 1.0,
+            cache: memory.cache(),
+            batch,
+            out: out.as_mut_slice().into(),
+        })
+        .is_ok()
+    };
+    assert!(build(4, 96, 96, 16, 2));
+    assert!(!build(4, 95, 96, 16, 2));
+    assert!(!build(4, 96, 95, 16, 2));
+    assert!(!build(3, 96, 96, 16, 2));
+    assert!(!build(0, 96, 96, 16, 2));
+    assert!(!build(4, 96, 96, 32, 2));
+    assert!(!build(4, 96, 96, 16, 3));
+}

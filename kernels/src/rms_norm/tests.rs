@@ -1,1 +1,118 @@
-//! Tests.
+use lathe_numerics::DType;
+
+use super::{AddRmsNorm, AddRmsNormArgs, RmsNorm, RmsNormArgs, reference};
+use crate::testing::{Buffer, DTYPES, SPLITS, Split, run, values};
+use crate::{IsaPath, tolerance};
+
+const COLS: &[usize] = &[1, 5, 16, 17, 100, 256, 2048];
+const EPS: f32 = 1e-5;
+
+fn norm(path: IsaPath, x: &Buffer, w: &Buffer, rows: usize, h: usize, split: Split) -> Buffer {
+    let mut out = Buffer::zeros(x.src().dtype(), rows * h);
+    let args = RmsNormArgs {
+        path,
+        x: x.src(),
+        x_stride: h,
+        weight: w.src(),
+        eps: EPS,
+        out: out.dst(),
+        out_stride: h,
+        rows,
+        h,
+    };
+    run(&RmsNorm::new(args).unwrap(), split);
+    out
+}
+
+#[test]
+fn close_to_the_reference_and_alike_on_all_paths_and_splits() {
+    for dtype in DTYPES {
+        for &h in COLS {
+            let rows = 9;
+            let (x, w) = (values(1, rows * h, dtype), values(2, h, dtype));
+            let want: Vec<f32> = x.chunks(h).flat_map(|x| reference::rms_norm(x, &w, EPS)).collect();
+            let (x, w) = (Buffer::new(dtype, &x), Buffer::new(dtype, &w));
+            let first = norm(IsaPath::detect(), &x, &w, rows, h, Split::Whole);
+            tolerance::check(dtype, &want, &first.f32()).unwrap_or_else(|e| panic!("{dtype} {h}: {e}"));
+            for path in IsaPath::all() {
+                for split in SPLITS {
+                    assert_eq!(
+                        first.bits(),
+                        norm(path, &x, &w, rows, h, split).bits(),
+                        "{path:?} {dtype} {h}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_fused_form_is_add_then_norm_of_the_rounded_sum() {
+    for path in IsaPath::all() {
+        for dtype in DTYPES {
+            for &h in COLS {
+                let rows = 6;
+                let delta = values(3, rows * h, DType::F32);
+                let (res, w) = (values(4, rows * h, dtype), Buffer::new(dtype, &values(5, h, dtype)));
+                let sum: Vec<f32> = res.iter().zip(&delta).map(|(r, d)| r + d).collect();
+                let sum = Buffer::new(dtype, &sum);
+                let want = norm(path, &sum, &w, rows, h, Split::Whole);
+                for split in SPLITS {
+                    let (mut residual, mut out) = (Buffer::new(dtype, &res), Buffer::zeros(dtype, rows * h));
+                    let args = AddRmsNormArgs {
+                        path,
+                        delta: delta.as_slice().into(),
+                        delta_stride: h,
+                        residual: residual.dst(),
+                        weight: w.src(),
+                        eps: EPS,
+                        out: out.dst(),
+                        rows,
+                        h,
+                    };
+                    run(&AddRmsNorm::new(args).unwrap(), split);
+                    assert_eq!((want.bits(), sum.bits()), (out.bits(), residual.bits()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_stays_in_its_row() {
+    for path in IsaPath::all() {
+        let mut x = values(1, 60, DType::F32);
+        (x[25], x[45]) = (f32::NAN, f32::INFINITY);
+        let (x, w) = (Buffer::new(DType::F32, &x), Buffer::new(DType::F32, &[1.0; 20]));
+        let y = norm(path, &x, &w, 3, 20, Split::Whole).f32();
+        assert!(y[..20].iter().all(|v| v.is_finite()));
+        assert!(y[20..40].iter().all(|v| v.is_nan()));
+    }
+}
+
+#[test]
+fn wrong_operands_are_refused() {
+    let (x, w) = (vec![0f32; 20], vec![1f32; 10]);
+    let mut out = vec![0f32; 20];
+    let mut build = |rows: usize, h: usize, x_stride: usize| {
+        let args = RmsNormArgs {
+            path: IsaPath::detect(),
+            x: x.as_slice().into(),
+            x_stride,
+            weight: w.as_slice().into(),
+            eps: EPS,
+            out: out.as_mut_slice().into(),
+            out_stride: h,
+            rows,
+            h,
+        };
+        RmsNorm::new(args).is_ok()
+    };
+    assert!(build(2, 10, 10));
+    assert!(!build(3, 10, 10));
+    assert!(!build(2, 11, 11));
+    assert!(!build(2, 10, 9));
+    assert!(!build(2, 0, 10));
+    assert!(!build(usize::MAX, 10, 10));
+}

@@ -1,1 +1,81 @@
-//! Tests.
+use lathe_numerics::exp::silu;
+
+use super::{SiluMul, SiluMulArgs};
+use crate::IsaPath;
+use crate::testing::{Buffer, DTYPES, SPLITS, Split, run, values};
+
+#[test]
+fn bits_are_those_of_the_formula() {
+    for path in IsaPath::all() {
+        for dtype in DTYPES {
+            for out_dtype in DTYPES {
+                for cols in [1, 7, 16, 100] {
+                    let both: Vec<f32> =
+                        values(1, 5 * 2 * cols, dtype).iter().map(|v| dtype.round(v * 30.0)).collect();
+                    let buf = Buffer::new(dtype, &both);
+                    let want: Vec<f32> = both
+                        .chunks(2 * cols)
+                        .flat_map(|r| (0..cols).map(|c| out_dtype.round(silu(r[c]) * r[cols + c])))
+                        .collect();
+                    let up = Buffer::new(dtype, &both[cols..]);
+                    for split in SPLITS {
+                        let mut out = Buffer::zeros(out_dtype, 5 * cols);
+                        let args = SiluMulArgs {
+                            path,
+                            gate: buf.src(),
+                            up: up.src(),
+                            stride: 2 * cols,
+                            out: out.dst(),
+                            rows: 5,
+                            cols,
+                        };
+                        run(&SiluMul::new(args).unwrap(), split);
+                        assert_eq!(want, out.f32());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn short_buffers_are_refused() {
+    let x = vec![0f32; 20];
+    let mut out = vec![0f32; 20];
+    let mut build = |up: usize, out_len: usize, stride: usize, cols: usize| {
+        SiluMul::new(SiluMulArgs {
+            path: IsaPath::detect(),
+            gate: x.as_slice().into(),
+            up: x[..up].into(),
+            stride,
+            out: (&mut out[..out_len]).into(),
+            rows: 2,
+            cols,
+        })
+        .is_ok()
+    };
+    assert!(build(19, 18, 10, 9));
+    assert!(!build(19, 20, 10, 10));
+    assert!(!build(20, 19, 10, 10));
+    assert!(!build(20, 20, 9, 10));
+}
+
+#[test]
+fn ends_are_defined() {
+    let x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -200.0];
+    for path in IsaPath::all() {
+        let mut out = vec![0f32; 4];
+        let args = SiluMulArgs {
+            path,
+            gate: x.as_slice().into(),
+            up: [1f32; 4].as_slice().into(),
+            stride: 4,
+            out: out.as_mut_slice().into(),
+            rows: 1,
+            cols: 4,
+        };
+        run(&SiluMul::new(args).unwrap(), Split::Whole);
+        assert!(out[0].is_nan() && out[1] == f32::INFINITY);
+        assert_eq!(out[3], silu(-200.0));
+    }
+}
