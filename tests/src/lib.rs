@@ -2,6 +2,8 @@
 //! what they share: where the built programs and the made fixtures are.
 
 pub mod drive;
+pub mod golden;
+pub mod server;
 
 use std::path::{Path, PathBuf};
 

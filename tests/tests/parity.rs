@@ -1,0 +1,102 @@
+//! Compiled plans against what torch and transformers say, on every ISA path of this machine.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use lathe_api::{
+    Engine, SampleRow, SamplingParams, SeqStep, Slot, StepOutput, StepPlan, TokenSource, Wanted,
+};
+use lathe_cpu::Isa;
+use lathe_tests::golden::Golden;
+use lathe_tests::{drive, fixture, root};
+
+/// A checkpoint directory with a tokenizer: parity cases have none of their own, and need none.
+fn checkpoint(name: &str, dir: &Path) -> PathBuf {
+    let source = fixture(name);
+    if source.join("tokenizer.json").exists() {
+        return source;
+    }
+    let out = dir.join(name.replace('/', "-"));
+    fs::create_dir(&out).unwrap();
+    for entry in fs::read_dir(&source).unwrap().map(Result::unwrap) {
+        symlink(entry.path(), out.join(entry.file_name())).unwrap();
+    }
+    symlink(fixture("llama32-sharded").join("tokenizer.json"), out.join("tokenizer.json")).unwrap();
+    out
+}
+
+/// Logits of every position by the real engine, `f32[ids, vocab]`, as many positions a step as fit.
+fn logits(plan: &Path, isa: Isa, ids: &[u32]) -> (Vec<f32>, usize) {
+    let mut engine = drive::load(plan, 2, Some(isa)).unwrap();
+    let info = engine.info().clone();
+    let chunk = info.max_sample_rows.min(info.max_num_tokens) as usize;
+    let blocks = ids.len().div_ceil(info.block_tokens as usize) as u32;
+    let (mut all, mut out) = (Vec::new(), StepOutput::default());
+    for start in (0..ids.len()).step_by(chunk) {
+        let len = chunk.min(ids.len() - start);
+        let row = |row: usize| SampleRow {
+            row: row as u32,
+            slot: Slot(0),
+            position: (start + row + 1) as u32,
+            wanted: Wanted::Logits,
+            params: SamplingParams::default(),
+            top_logprobs: None,
+            suppress_stops: false,
+        };
+        let step = StepPlan {
+            tokens: ids[start..start + len].iter().map(|id| TokenSource::Literal(*id)).collect(),
+            positions: (start as u32..(start + len) as u32).collect(),
+            seqs: vec![SeqStep {
+                slot: Slot(0),
+                q_start: 0,
+                q_len: len as u32,
+                kv_len: (start + len) as u32,
+                blocks_start: 0,
+                blocks_len: blocks,
+                adapter: None,
+            }],
+            blocks: (0..blocks).collect(),
+            rows: (0..len).map(row).collect(),
+        };
+        let ticket = engine.submit(&step).unwrap();
+        engine.sample(ticket, None).unwrap();
+        engine.collect(ticket, &mut out).unwrap();
+        all.extend_from_slice(engine.logits());
+    }
+    (all, info.vocab_size as usize)
+}
+
+#[test]
+fn compiled_plans_match_torch() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut goldens: Vec<PathBuf> =
+        fs::read_dir(root().join("tools/goldens/logits")).unwrap().map(|e| e.unwrap().path()).collect();
+    goldens.sort();
+    assert!(goldens.len() >= 11, "goldens are missing");
+    let mut wrong = Vec::new();
+    for path in goldens {
+        let case = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let model = match case.strip_prefix("parity-") {
+            Some(name) => checkpoint(&format!("parity/{name}"), dir.path()),
+            None if case.starts_with("demo") => root().join("tools/demo-model/model"),
+            None => checkpoint(&case, dir.path()),
+        };
+        let exact = case.ends_with("-f32");
+        let plan = dir.path().join(format!("{case}.plan"));
+        drive::compile(
+            &["--model", model.to_str().unwrap(), "--max-batch", "2", "--kv-tokens", "4096"],
+            &plan,
+        )
+        .unwrap();
+        let golden = Golden::read(&path).unwrap();
+        for isa in [Isa::Scalar, Isa::Avx512].into_iter().filter(|i| i.available()) {
+            let (got, vocab) = logits(&plan, isa, &golden.ids);
+            match golden.check(&got, vocab, exact) {
+                Ok(d) => println!("{case} {isa}: {d:?}"),
+                Err(e) => wrong.push(format!("{case} {isa}: {e}")),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
