@@ -4,19 +4,24 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod codec;
+pub mod diff;
 mod error;
 mod foreign;
 pub mod header;
+pub mod inspect;
 mod layout;
+pub mod memory;
 pub mod operand;
 mod reader;
 pub mod schema;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod truncation;
 pub mod verify;
 mod writer;
 
 pub use error::{Damage, PlanError};
+pub use memory::{MemoryReport, MemoryRequest};
 pub use reader::Plan;
 pub use verify::{VerifyError, verify};
 pub use writer::{PlanWriter, Tables, WeightSink, WeightSpec, Written};

@@ -4,5 +4,7 @@
 mod mutate;
 mod small;
 
+#[cfg(test)]
+pub(crate) use mutate::assemble;
 pub use mutate::{Mutations, mutations, reseal};
 pub use small::{small_plan, small_tables, small_weight_bytes, small_weights, write_small};

@@ -10,7 +10,7 @@ use crate::schema::Weight;
 use crate::writer::{Tables, hash_of_hashes, lay_out};
 
 /// A file in memory of these tables, with pattern bytes for the weights.
-pub(super) fn assemble(
+pub(crate) fn assemble(
     tables: &Tables,
     weights: &Vec<Weight>,
     data_bytes: u64,

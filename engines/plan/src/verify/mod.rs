@@ -32,6 +32,8 @@ mod cache;
 mod error;
 mod order;
 mod program;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::collections::HashSet;
