@@ -52,17 +52,18 @@ pub fn plan_arena(program: &mut Program) -> Result<ArenaReport> {
 
 /// Bytes of scratch that each worker thread needs, on whatever instruction set the plan is run.
 pub fn scratch_bytes(program: &Program) -> u64 {
-    let elements = program.launches.iter().map(|launch| match (launch.kernel.as_str(), launch.inputs.first()) {
-        ("gemm", Some(x)) => {
-            let rows = x.rows.max(&program.symbols).unwrap_or(u64::MAX);
-            gemm::scratch_bound(usize::try_from(rows).unwrap_or(usize::MAX), x.cols as usize)
-        }
-        ("attention", _) => {
-            let size = |name| launch.int(name).unwrap_or(0) as usize;
-            attention::max_scratch_len(size("heads"), size("kv_heads"), size("head_dim"))
-        }
-        _ => 0,
-    });
+    let elements =
+        program.launches.iter().map(|launch| match (launch.kernel.as_str(), launch.inputs.first()) {
+            ("gemm", Some(x)) => {
+                let rows = x.rows.max(&program.symbols).unwrap_or(u64::MAX);
+                gemm::scratch_bound(usize::try_from(rows).unwrap_or(usize::MAX), x.cols as usize)
+            }
+            ("attention", _) => {
+                let size = |name| launch.int(name).unwrap_or(0) as usize;
+                attention::max_scratch_len(size("heads"), size("kv_heads"), size("head_dim"))
+            }
+            _ => 0,
+        });
     (elements.max().unwrap_or(0) * size_of::<f32>()) as u64
 }
 

@@ -15,8 +15,8 @@ use crate::import::Imported;
 use crate::memory;
 use crate::options::{Observer, Options, Phase};
 use crate::passes::{
-    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_SILU_MUL, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS, MERGE_GATE_UP,
-    MERGE_QKV, REMOVE_DEAD,
+    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_SILU_MUL, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS,
+    MERGE_GATE_UP, MERGE_QKV, REMOVE_DEAD,
 };
 use crate::report::{MemoryTotals, Outcome, RuleCount, WeightTotals};
 use crate::select::{WeightTable, select};
@@ -161,7 +161,8 @@ impl Run<'_> {
             tracing::debug!(phase = phase.name(), rule = applied.rule, node = applied.node, precision = %applied.precision);
         }
         for rule in rules {
-            let numeric = |a: &&lathe_ir::driver::Applied| a.rule == rule.name && a.precision != Precision::Exact;
+            let numeric =
+                |a: &&lathe_ir::driver::Applied| a.rule == rule.name && a.precision != Precision::Exact;
             let exact = !report.applied.iter().any(|a| numeric(&a));
             self.count(phase, rule.name, exact, report.count(rule.name));
         }
@@ -232,14 +233,31 @@ fn program_text(program: &Program) -> String {
         Place::Cache { group, layer } => format!("cache {group}.{layer}"),
     };
     let list = |operands: &[Operand]| operands.iter().map(operand).collect::<Vec<_>>().join(", ");
-    let mut text = format!("program {} arena {} scratch {}\n", program.name, program.arena_bytes, program.scratch_bytes);
+    let mut text =
+        format!("program {} arena {} scratch {}\n", program.name, program.arena_bytes, program.scratch_bytes);
     // Writing to a string cannot fail.
     for b in &program.buffers {
-        let _ = writeln!(text, "  buffer %{} : {}[{}, {}] at {}", b.name, b.dtype, expr(&b.rows), b.cols, b.offset);
+        let _ = writeln!(
+            text,
+            "  buffer %{} : {}[{}, {}] at {}",
+            b.name,
+            b.dtype,
+            expr(&b.rows),
+            b.cols,
+            b.offset
+        );
     }
     for l in &program.launches {
-        let params: Vec<String> = l.params.iter().map(|(name, value)| format!("{name} = {value:?}")).collect();
-        let _ = writeln!(text, "  {} = {}({}) {{{}}}", list(&l.outputs), l.kernel, list(&l.inputs), params.join(", "));
+        let params: Vec<String> =
+            l.params.iter().map(|(name, value)| format!("{name} = {value:?}")).collect();
+        let _ = writeln!(
+            text,
+            "  {} = {}({}) {{{}}}",
+            list(&l.outputs),
+            l.kernel,
+            list(&l.inputs),
+            params.join(", ")
+        );
     }
     let _ = writeln!(text, "  logits {}", operand(&program.logits));
     text

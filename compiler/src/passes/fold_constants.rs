@@ -2,7 +2,6 @@
 //! slices that select everything or follow each other.
 //! Needs: a verified graph. Keeps: facts, bits. Weights that are left over are for `remove-dead`.
 
-
 use lathe_ir::driver::{Pass, Precision};
 use lathe_ir::ops::{Op, SliceCols};
 use lathe_ir::patch::Patch;
@@ -15,7 +14,8 @@ pub const FOLD_CONSTANTS: Pass = Pass { name: "fold-constants", precision: Preci
 fn run(g: &mut Graph) -> Result<usize, IrError> {
     let mut changes = 0;
     loop {
-        let found = g.nodes().map(|(id, _)| id).find_map(|id| folded(g, id).transpose().map(|patch| (id, patch)));
+        let found =
+            g.nodes().map(|(id, _)| id).find_map(|id| folded(g, id).transpose().map(|patch| (id, patch)));
         let Some((id, patch)) = found else { return Ok(changes) };
         let edit = patch?.finish();
         edit.apply(g, id)?;
@@ -36,7 +36,8 @@ fn folded(g: &Graph, id: NodeId) -> Result<Option<Patch<'_>>, IrError> {
                 None => *input,
                 Some(Shorter::Weight(other)) => g.weight_data(other).value,
                 Some(Shorter::Recipe(expr)) => {
-                    let taken = |name: &String| g.find_weight(name).is_some_and(|w| g.weight_data(w).expr != expr);
+                    let taken =
+                        |name: &String| g.find_weight(name).is_some_and(|w| g.weight_data(w).expr != expr);
                     let names = (1_u64..).map(|n| format!("{}.folded{n}", g.weight_name(weight)));
                     let name = names.take(1 << 20).find(|n| !taken(n)).unwrap_or_default();
                     patch.weight(&name, expr)?

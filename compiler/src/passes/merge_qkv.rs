@@ -19,13 +19,16 @@ fn apply<'g>(g: &'g Graph, node: NodeId, _cx: &Cx) -> Result<Option<Patch<'g>>, 
     let operand = |l: NodeId, at: usize| g.node(l).inputs.get(at).copied();
     let (first, op) = (linears[0], g.op(linears[0]));
     let alike = |&l: &NodeId| {
-        g.op(l) == op && g.node(l).inputs.len() == g.node(first).inputs.len() && operand(l, 0) == operand(first, 0)
+        g.op(l) == op
+            && g.node(l).inputs.len() == g.node(first).inputs.len()
+            && operand(l, 0) == operand(first, 0)
     };
     let (Op::Linear(Linear { out }), true) = (op, linears.iter().all(alike)) else { return Ok(None) };
     let weights_at = |at: usize| -> Option<Vec<WeightId>> {
         linears.iter().map(|&l| operand(l, at).and_then(|v| g.as_weight(v))).collect()
     };
-    let same_type = |of: &[WeightId]| of.iter().all(|&w| g.weight_facts(w).dtype() == g.weight_facts(of[0]).dtype());
+    let same_type =
+        |of: &[WeightId]| of.iter().all(|&w| g.weight_facts(w).dtype() == g.weight_facts(of[0]).dtype());
 
     let Some(weights) = weights_at(1).filter(|w| same_type(w)) else { return Ok(None) };
     let shapes: Option<Vec<Vec<usize>>> = weights.iter().map(|&w| g.weight_facts(w).fixed_shape()).collect();

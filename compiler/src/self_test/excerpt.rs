@@ -71,15 +71,22 @@ impl Excerpt<'_> {
             for (at, &input) in node.inputs.iter().enumerate() {
                 let value = replaced.get(&(id, at)).or_else(|| values.get(&self.source(input)));
                 inputs.push(*value.ok_or_else(|| {
-                    CompileError::Bug(format!("{}: %{} is not in the excerpt", from.node_label(id), from.value_name(input)))
+                    CompileError::Bug(format!(
+                        "{}: %{} is not in the excerpt",
+                        from.node_label(id),
+                        from.value_name(input)
+                    ))
                 })?);
             }
             let names: Vec<&str> = node.outputs.iter().map(|&v| from.value_name(v)).collect();
             let outputs = to.push(node.op.clone(), &inputs, &names).map_err(bug)?;
             values.extend(node.outputs.iter().copied().zip(outputs));
         }
-        let outputs: Option<Vec<ValueId>> = from.outputs().iter().map(|v| values.get(&self.source(*v)).copied()).collect();
-        to.set_outputs(&outputs.ok_or_else(|| CompileError::Bug("an excerpt without the graph's result".into()))?);
+        let outputs: Option<Vec<ValueId>> =
+            from.outputs().iter().map(|v| values.get(&self.source(*v)).copied()).collect();
+        to.set_outputs(
+            &outputs.ok_or_else(|| CompileError::Bug("an excerpt without the graph's result".into()))?,
+        );
         to.remove_dead();
         Ok(to)
     }
@@ -119,7 +126,8 @@ pub fn first_and_last_layer(graph: &Graph) -> Result<Option<Graph>> {
         return Ok(None);
     }
     let waists = waists(graph, &nodes);
-    let last_waist = |from: usize, to: usize| waists.iter().rev().find(|(at, _)| (from + 1..=to).contains(at)).copied();
+    let last_waist =
+        |from: usize, to: usize| waists.iter().rev().find(|(at, _)| (from + 1..=to).contains(at)).copied();
     let n = attention.len();
     let (Some((after_first, first)), Some((before_last, last))) =
         (last_waist(attention[0], attention[1]), last_waist(attention[n - 2], attention[n - 1]))
@@ -128,7 +136,9 @@ pub fn first_and_last_layer(graph: &Graph) -> Result<Option<Graph>> {
     };
     // The cache's order token also runs through all layers.
     let mut alias = HashMap::from([(last, first)]);
-    let state = |at: usize| nodes[..at].iter().rev().flat_map(|&id| &graph.node(id).outputs).find(|v| graph.facts(**v).is_state());
+    let state = |at: usize| {
+        nodes[..at].iter().rev().flat_map(|&id| &graph.node(id).outputs).find(|v| graph.facts(**v).is_state())
+    };
     if let (Some(&early), Some(&late)) = (state(after_first), state(before_last)) {
         alias.insert(late, early);
     }

@@ -76,7 +76,8 @@ pub fn ask(graph: &Graph, source: &dyn TensorSource, vocab_size: u32, dtype: DTy
     let bug = |what: &str| CompileError::Bug(format!("self-test: {what}"));
     let (_, answer) = outputs.tensors.first().ok_or_else(|| bug("the graph returns no tensor"))?;
     let (all, width) = (answer.floats().map_err(|e| bug(&e))?, answer.row_len().max(1));
-    let logits: Vec<f32> = all.chunks(width).flat_map(|row| columns.iter().filter_map(|&c| row.get(c))).copied().collect();
+    let logits: Vec<f32> =
+        all.chunks(width).flat_map(|row| columns.iter().filter_map(|&c| row.get(c))).copied().collect();
     let largest = logits.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
     if logits.len() != positions.len() * ids.len() || !largest.is_finite() {
         let why = "the reference logits are not finite numbers";
@@ -100,7 +101,9 @@ fn head(graph: &Graph) -> Option<(NodeId, Vec<WeightId>)> {
         id = graph.producer(graph.input_of(id, 0))?;
     }
     match graph.op(id) {
-        Op::Linear(_) => Some((id, graph.node(id).inputs[1..].iter().filter_map(|&v| graph.as_weight(v)).collect())),
+        Op::Linear(_) => {
+            Some((id, graph.node(id).inputs[1..].iter().filter_map(|&v| graph.as_weight(v)).collect()))
+        }
         _ => None,
     }
 }
