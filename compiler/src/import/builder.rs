@@ -17,8 +17,6 @@ pub struct Builder<'a> {
     pub graph: Graph,
     /// Type of weights and activations.
     pub dtype: DType,
-    /// Limits of the plan; the symbols' bounds.
-    pub limits: Limits,
     /// `i32[t]`: token ids.
     pub tokens: ValueId,
     /// `i32[t]`: absolute positions.
@@ -45,7 +43,7 @@ impl<'a> Builder<'a> {
         let positions = graph.input("positions", Facts::tensor(DType::I32, [Dim::symbol(t)]))?;
         let rows = graph.input("rows", Facts::tensor(DType::I32, [Dim::symbol(r)]))?;
         let state = graph.input("state", Facts::State)?;
-        Ok(Builder { graph, dtype, limits, tokens, positions, rows, state, source })
+        Ok(Builder { graph, dtype, tokens, positions, rows, state, source })
     }
 
     /// The checkpoint tensor `name` in the plan's type: a cast of it where it is stored in another.

@@ -1,0 +1,246 @@
+//! The command line of `compile`.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+use lathe_compiler::checkpoint::{Checkpoint, HubCache, Tokenizer};
+use lathe_compiler::error::{CompileError, Result};
+use lathe_compiler::import;
+use lathe_compiler::options::{Options, Phase};
+use lathe_diagnostics::LogFormat;
+use lathe_numerics::DType;
+
+/// Compiles a checkpoint in Hugging Face form into one engine plan.
+#[derive(Debug, Parser)]
+#[command(name = "compile", max_term_width = 110)]
+#[command(group(ArgGroup::new("source").required(true).args(["model", "config"])))]
+pub struct Args {
+    /// Directory of a checkpoint, or a hub id that lies in the local Hugging Face cache.
+    #[arg(long, value_name = "DIR|ORG/NAME")]
+    pub model: Option<String>,
+
+    /// config.json of a model whose weights are made up, to measure its speed and memory.
+    #[arg(long, value_name = "FILE", requires = "synthetic_weights")]
+    pub config: Option<PathBuf>,
+
+    /// Seed of made-up weights.
+    #[arg(long, value_name = "SEED", requires = "config")]
+    pub synthetic_weights: Option<u64>,
+
+    /// Takes tokenizer, chat template and generation_config.json from another directory; `none` makes a plan that
+    /// takes token ids only.
+    #[arg(long, value_name = "DIR|none")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// What the plan runs on: cpu.
+    #[arg(long, default_value = "cpu")]
+    pub target: String,
+
+    /// Type of weights and activations [default: the checkpoint's].
+    #[arg(long)]
+    pub dtype: Option<FloatType>,
+
+    /// Type of keys and values [default: as --dtype].
+    #[arg(long, value_name = "DTYPE")]
+    pub kv_cache: Option<FloatType>,
+
+    /// Quantizes weights and activations to fp8. Not there yet: refused.
+    #[arg(long)]
+    pub fp8: bool,
+
+    /// Sequences that run at once.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub max_batch: u32,
+
+    /// Longest sequence, prompt and answer together [default: the model's, at most 8192].
+    #[arg(long, value_name = "N")]
+    pub max_seq_len: Option<u32>,
+
+    /// Tokens in one step, prompts and answers together.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub max_num_tokens: u32,
+
+    /// Positions that the KV pool holds unless the server is told otherwise [default: max-batch x max-seq-len, at
+    /// most 65536, at least max-seq-len].
+    #[arg(long, value_name = "N")]
+    pub kv_tokens: Option<u64>,
+
+    /// Sampling defaults of generation_config.json: `auto` takes them, `none` leaves the API's own.
+    #[arg(long, value_name = "auto|none", default_value = "auto")]
+    pub generation_config: GenerationConfig,
+
+    /// The plan's path.
+    #[arg(short, long, value_name = "FILE", default_value = "engine.plan")]
+    pub output: PathBuf,
+
+    /// Stops after a phase and prints the IR: import, canonical, quant, fuse, select, schedule, emit.
+    #[arg(long, value_name = "PHASE", default_value = "emit")]
+    pub to: Phase,
+
+    /// Writes the IR's text after each phase into this directory.
+    #[arg(long, value_name = "DIR")]
+    pub dump_phases: Option<PathBuf>,
+
+    /// Threads that lay out weights; never changes a byte of the plan [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// Prints the report as JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Shape of log lines on standard error.
+    #[arg(long, value_name = "text|json", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Number formats that the flags take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatType {
+    /// bfloat16
+    Bf16,
+    /// IEEE half
+    F16,
+    /// IEEE single
+    F32,
+}
+
+/// Values of `--generation-config`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GenerationConfig {
+    /// As the checkpoint says
+    Auto,
+    /// The API's own
+    None,
+}
+
+impl From<FloatType> for DType {
+    fn from(t: FloatType) -> DType {
+        match t {
+            FloatType::Bf16 => DType::BF16,
+            FloatType::F16 => DType::F16,
+            FloatType::F32 => DType::F32,
+        }
+    }
+}
+
+impl Args {
+    /// Refuses what this build cannot do at all.
+    ///
+    /// # Errors
+    /// A target or a quantization that does not exist yet; no threads.
+    pub fn check(&self) -> Result<()> {
+        if self.target != "cpu" {
+            return Err(CompileError::unsupported(format!("target {}", self.target), "supported: cpu"));
+        }
+        if self.fp8 {
+            return Err(CompileError::unsupported("--fp8", "supported: --dtype bf16, f16 or f32"));
+        }
+        if self.threads == Some(0) {
+            return Err(CompileError::usage("--threads 0", "must be at least 1"));
+        }
+        Ok(())
+    }
+
+    /// The checkpoint that the flags name.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        let tokenizer = match &self.tokenizer {
+            None => Tokenizer::Checkpoint,
+            Some(dir) if dir.as_os_str() == "none" => Tokenizer::None,
+            Some(dir) if dir.is_dir() => Tokenizer::Dir(dir.clone()),
+            Some(dir) => {
+                return Err(CompileError::usage(format!("--tokenizer {}", dir.display()), "is no directory"));
+            }
+        };
+        match (&self.model, &self.config, self.synthetic_weights) {
+            (Some(model), None, None) => {
+                Checkpoint::open(model, &HubCache::from_env(|v| std::env::var_os(v)), &tokenizer)
+            }
+            (None, Some(config), Some(seed)) => import::synthetic(config, seed, &tokenizer),
+            _ => Err(CompileError::usage(
+                "--model, --config",
+                "give a checkpoint, or a config and a seed, not both",
+            )),
+        }
+    }
+
+    /// The rest of the flags.
+    pub fn options(&self) -> Options {
+        let defaults = Options::default();
+        Options {
+            dtype: self.dtype.map(DType::from),
+            kv_dtype: self.kv_cache.map(DType::from),
+            max_batch: self.max_batch,
+            max_seq_len: self.max_seq_len,
+            max_num_tokens: self.max_num_tokens,
+            kv_tokens: self.kv_tokens,
+            generation_defaults: self.generation_config == GenerationConfig::Auto,
+            output: self.output.clone(),
+            to: self.to,
+            dump_phases: self.dump_phases.clone(),
+            threads: self.threads.unwrap_or(defaults.threads),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("compile").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let args = parse("--model DIR").unwrap();
+        args.check().unwrap();
+        let o = args.options();
+        assert_eq!((o.max_batch, o.max_seq_len, o.max_num_tokens, o.kv_tokens), (32, None, 2048, None));
+        assert_eq!((o.dtype, o.kv_dtype, o.to, o.generation_defaults), (None, None, Phase::Emit, true));
+        assert_eq!(o.output, PathBuf::from("engine.plan"));
+    }
+
+    #[test]
+    fn flags_that_contradict_are_usage_errors() {
+        for line in [
+            "",
+            "--config c.json",
+            "--synthetic-weights 1",
+            "--model DIR --config c.json --synthetic-weights 1",
+            "--model DIR --synthetic-weights 1",
+            "--model DIR --dtype fp8",
+            "--model DIR --dtype i32",
+            "--model DIR --to fold",
+            "--model DIR --max-batch many",
+            "--model DIR --generation-config vllm",
+            "--model DIR extra",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_exist_yet_names_what_does() {
+        for (line, want) in [
+            ("--model D --target sm_90a", "unsupported target sm_90a: supported: cpu"),
+            ("--model D --fp8", "unsupported --fp8: supported: --dtype bf16, f16 or f32"),
+            ("--model D --threads 0", "--threads 0: must be at least 1"),
+        ] {
+            assert_eq!(parse(line).unwrap().check().unwrap_err().to_string(), want);
+        }
+        let args = parse("--model D --tokenizer /no/such/dir").unwrap();
+        let Err(error) = args.checkpoint() else { panic!("no error") };
+        assert_eq!(error.to_string(), "--tokenizer /no/such/dir: is no directory");
+    }
+
+    #[test]
+    fn clap_finds_no_fault_with_the_definition() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+}
