@@ -108,28 +108,33 @@ impl RopeTable {
         Ok(Facts::fixed(DType::F32, &[self.positions, self.dim]))
     }
 
-    /// The `dim / 2` angular frequencies, rounded to f32 as the models were trained.
+    /// The `dim / 2` angular frequencies, with the f32 operations and roundings of transformers' own code, so that the
+    /// bits are those that models were trained and published with.
     pub fn frequencies(&self) -> Vec<f32> {
-        let half = self.dim / 2;
-        let plain = |i: usize| libm::pow(self.theta, -(2.0 * i as f64) / self.dim as f64) as f32;
-        (0..half).map(|i| self.scale(plain(i))).collect()
+        let plain = |i: usize| {
+            let exponent = (2 * i) as f32 / self.dim as f32;
+            1.0 / (libm::pow(f64::from(self.theta as f32), f64::from(exponent)) as f32)
+        };
+        (0..self.dim / 2).map(|i| self.scale(plain(i))).collect()
     }
 
-    fn scale(&self, frequency: f32) -> f32 {
-        let w = f64::from(frequency);
+    fn scale(&self, w: f32) -> f32 {
+        let (factor, low, high) = (self.factor as f32, self.low_freq_factor, self.high_freq_factor);
         match self.scaling {
-            RopeScaling::None => frequency,
-            RopeScaling::Linear => (w / self.factor) as f32,
+            RopeScaling::None => w,
+            RopeScaling::Linear => w / factor,
             RopeScaling::Llama3 => {
-                let turns = self.original as f64 * w / TAU;
-                if turns < self.low_freq_factor {
-                    (w / self.factor) as f32
-                } else if turns > self.high_freq_factor {
-                    frequency
+                let original = self.original as f64;
+                // Torch divides a number by a tensor as the tensor's reciprocal times the number.
+                let wavelength = (1.0 / w) * (TAU as f32);
+                if wavelength > (original / low) as f32 {
+                    w / factor
+                } else if wavelength < (original / high) as f32 {
+                    w
                 } else {
-                    let blend =
-                        (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);
-                    ((1.0 - blend) * w / self.factor + blend * w) as f32
+                    let turns = (1.0 / wavelength) * original as f32;
+                    let blend = (turns - low as f32) / ((high - low) as f32);
+                    (1.0 - blend) * w / factor + blend * w
                 }
             }
         }
@@ -189,5 +194,26 @@ mod tests {
         assert_eq!(llama3[31], plain[31] / 32.0);
         let mixed = (0..32).filter(|&i| llama3[i] < plain[i] && llama3[i] > plain[i] / 32.0).count();
         assert!((1..8).contains(&mixed), "{mixed} blended frequencies");
+    }
+
+    /// `1.0 / theta ** (arange(0, 64, 2).float() / 64)` and transformers' llama3 scaling, by torch 2 on a CPU.
+    #[test]
+    fn frequencies_have_the_bits_of_torch() {
+        let want: [u32; 32] = [
+            0x3f800000, 0x3f29e1c6, 0x3ee177bc, 0x3e959ee3, 0x3e4693b0, 0x3e03c6a0, 0x3daee4ad, 0x3d681e67,
+            0x3d1a08c8, 0x3ccc6f49, 0x3c87a9c3, 0x3c340d6d, 0x3beef74f, 0x3b9e9402, 0x3b527720, 0x3aa9279b,
+            0x39e13620, 0x38cb98f7, 0x37a3418d, 0x3758ac81, 0x370fc8f8, 0x36bed4f4, 0x367d45c3, 0x3628126b,
+            0x35df10c4, 0x359406cb, 0x35447610, 0x35025f34, 0x34ad07a7, 0x3465a54d, 0x341864a7, 0x33ca41b0,
+        ];
+        let table = RopeTable {
+            scaling: RopeScaling::Llama3,
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original: 8192,
+            ..RopeTable::plain(1, 64, 500_000.0)
+        };
+        let bits: Vec<u32> = table.frequencies().iter().map(|w| w.to_bits()).collect();
+        assert_eq!(bits, want);
     }
 }
