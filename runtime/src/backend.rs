@@ -98,9 +98,17 @@ pub enum Refused {
     /// Waiting room is used up; later may work.
     #[error("{0}")]
     QueueFull(String),
-    /// It can never run under these limits.
+    /// A prompt can never run under these limits.
     #[error("{0}")]
     Never(String),
+    /// More sequences at once than may ever wait.
+    #[error("request: has {asked} prompts and choices, the queue holds {max_queue}")]
+    TooMany {
+        /// Sequences of the request.
+        asked: usize,
+        /// Places in the queue.
+        max_queue: usize,
+    },
     /// No new work is taken any more.
     #[error("the server is shutting down")]
     Draining,

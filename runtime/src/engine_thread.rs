@@ -23,9 +23,16 @@ use crate::metrics::Metrics;
 use crate::sequence::Sequence;
 
 enum Message {
-    Submit { request: u64, sequences: Vec<SequenceRequest>, events: events::UnboundedSender<Event> },
+    Submit {
+        request: u64,
+        sequences: Vec<SequenceRequest>,
+        events: events::UnboundedSender<Event>,
+    },
     /// One sequence of the request, or all that still live.
-    Abort { request: u64, choice: Option<usize> },
+    Abort {
+        request: u64,
+        choice: Option<usize>,
+    },
     Stop,
 }
 
@@ -340,6 +347,11 @@ impl EngineThread {
         sequences: Vec<SequenceRequest>,
         events: &events::UnboundedSender<Event>,
     ) {
+        let (asked, max_queue) = (sequences.len(), self.scheduler.limits().max_queue);
+        if asked > max_queue {
+            drop(events.send(Event::Refused(Refused::TooMany { asked, max_queue })));
+            return;
+        }
         let now = Instant::now();
         let first = self.next_id;
         let mut refusal = None;
@@ -380,8 +392,7 @@ impl EngineThread {
     fn abort(&mut self, request: u64, choice: Option<usize>) {
         let of_request = |s: &Sequence| s.request == request && choice.is_none_or(|c| c == s.choice);
         // Collected first: an abort is off the step path, and removal changes the map.
-        let ids: Vec<SeqId> =
-            self.live.iter().filter(|(_, s)| of_request(s)).map(|(id, _)| *id).collect();
+        let ids: Vec<SeqId> = self.live.iter().filter(|(_, s)| of_request(s)).map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(sequence) = self.remove(id) {
                 // A matched stop string ends a choice this way, an abandoned request all of them.

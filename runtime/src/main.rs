@@ -1,3 +1,7 @@
 //! The server and command line that run an engine plan.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lathe_runtime::cli::main().into()
+}

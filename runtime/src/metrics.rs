@@ -225,7 +225,12 @@ impl Metrics {
         let mut page = Page { text: String::with_capacity(16 << 10), labels: &labels };
         let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
         let (n_blocks, waiting) = (load(&self.n_blocks), load(&self.waiting));
-        page.value("gauge", "num_requests_running", "Sequences with a place in the batch.", load(&self.running));
+        page.value(
+            "gauge",
+            "num_requests_running",
+            "Sequences with a place in the batch.",
+            load(&self.running),
+        );
         page.value("gauge", "num_requests_waiting", "Sequences that wait for a place.", waiting);
         page.head("gauge", "num_requests_waiting_by_reason", "Waiting sequences by what they wait for.");
         page.line("num_requests_waiting_by_reason", ",reason=\"capacity\"", waiting);
@@ -237,7 +242,12 @@ impl Metrics {
         page.line("cache_config_info", &sizes, 1);
 
         page.value("counter", "num_preemptions_total", "Preemptions.", load(&self.preemptions));
-        page.value("counter", "prompt_tokens_total", "Prompt tokens of served sequences.", self.prompt_tokens.get());
+        page.value(
+            "counter",
+            "prompt_tokens_total",
+            "Prompt tokens of served sequences.",
+            self.prompt_tokens.get(),
+        );
         page.value("counter", "generation_tokens_total", "Drawn tokens.", self.generation_tokens.get());
         page.head("counter", "request_success_total", "Sequences that ended, by reason.");
         for (reason, counter) in
@@ -267,7 +277,11 @@ impl Metrics {
             ("request_params_max_tokens", "Limit of drawn tokens.", &self.params_max_tokens),
             ("iteration_tokens_total", "Tokens in a step.", &self.iteration_tokens),
             ("request_num_preemptions", "Preemptions of a sequence.", &self.request_preemptions),
-            ("request_prefill_kv_computed_tokens", "Positions computed before the first token.", &self.request_prefilled),
+            (
+                "request_prefill_kv_computed_tokens",
+                "Positions computed before the first token.",
+                &self.request_prefilled,
+            ),
         ] {
             page.histogram(name, help, histogram);
         }
@@ -346,7 +360,13 @@ mod tests {
     fn usage_is_a_fraction_of_the_pool() {
         let metrics = Metrics::new(10);
         metrics.set_cache(8, 16);
-        metrics.set_load(&Stats { n_queued: 3, n_running: 2, n_blocks_used: 2, n_blocks: 8, ..Stats::default() });
+        metrics.set_load(&Stats {
+            n_queued: 3,
+            n_running: 2,
+            n_blocks_used: 2,
+            n_blocks: 8,
+            ..Stats::default()
+        });
         let text = metrics.render("m");
         for line in [
             r#"vllm:kv_cache_usage_perc{model_name="m",engine="0"} 0.25"#,

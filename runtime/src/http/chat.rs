@@ -67,10 +67,7 @@ impl Conversation {
             None if tools.is_none() => {}
             Some(Value::String(choice)) if choice == "none" || (choice == "auto" && tools.is_none()) => {}
             Some(_) if tools.is_none() => {
-                return Err(ApiError::unsupported(
-                    "tool_choice",
-                    "tool_choice: only none is supported yet",
-                ));
+                return Err(ApiError::unsupported("tool_choice", "tool_choice: only none is supported yet"));
             }
             _ => {
                 return Err(ApiError::unsupported(
@@ -144,8 +141,7 @@ fn parse(model: &Model, body: &[u8]) -> Result<Request, ApiError> {
     let ids = conversation.encode(model)?;
     let asked = newer.or(max_tokens).map(|n| n as u32);
     let max_tokens = vec![room("messages", ids.len(), asked, None, model.max_seq_len)?];
-    let job =
-        Job { prompts: vec![ids.into()], max_tokens, sampling, top_logprobs, score_prompt: false };
+    let job = Job { prompts: vec![ids.into()], max_tokens, sampling, top_logprobs, score_prompt: false };
     Ok(Request { job, wishes })
 }
 

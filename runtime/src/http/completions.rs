@@ -228,14 +228,12 @@ pub async fn handle(
     let n_prompt_tokens = job.n_prompt_tokens();
     trace.set_prompt_tokens(n_prompt_tokens as u32);
     record(&server, job);
-    let mut generation =
-        deadline.run(Generation::start(server.backend.as_ref(), &server.model, job)).await?;
+    let mut generation = deadline.run(Generation::start(server.backend.as_ref(), &server.model, job)).await?;
     let n_choices = job.n_choices();
     let head = head(&server, "cmpl-", "text_completion");
     let mut pieces = Pieces::new(server.model.clone(), &mut request);
     if request.wishes.stream {
-        let chunks =
-            CompletionChunks { head, pieces, wishes: request.wishes, n_prompt_tokens, n_tokens: 0 };
+        let chunks = CompletionChunks { head, pieces, wishes: request.wishes, n_prompt_tokens, n_tokens: 0 };
         return Ok(sse::response(generation, chunks, n_prompt_tokens, deadline, trace));
     }
     let mut choices: Vec<_> =

@@ -123,6 +123,7 @@ impl From<Refused> for ApiError {
         let message = refused.to_string();
         match refused {
             Refused::QueueFull(_) => Self::new(429, "rate_limit_error", Some("queue_full"), message),
+            Refused::TooMany { .. } => ApiError::bad_request(message),
             Refused::Never(_) => ApiError::context_length("prompt", message),
             Refused::Draining => Self::new(503, "server_error", Some("shutting_down"), message),
             Refused::Failed(_) => ApiError::internal(message),
@@ -167,6 +168,7 @@ mod tests {
         for (refused, status, header) in [
             (Refused::QueueFull("queue: full".into()), 429, Some("retry-after")),
             (Refused::Never("prompt: too long".into()), 400, None),
+            (Refused::TooMany { asked: 9, max_queue: 8 }, 400, None),
             (Refused::Draining, 503, None),
             (Refused::Failed("x".into()), 500, None),
         ] {

@@ -38,8 +38,8 @@ const NOT_DONE: &[(&str, &[&str])] = &[
     ("bad_words", &["[]"]),
     ("chat_template", &[]),
     ("early_stopping", &["false"]),
-    ("echo", &["false"]),
     ("ec_transfer_params", &[]),
+    ("echo", &["false"]),
     ("function_call", &["\"none\"", "\"auto\""]),
     ("functions", &["[]"]),
     ("guided_choice", &[]),
@@ -118,9 +118,9 @@ impl Fields {
     /// Anything else.
     pub fn integer(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
         self.typed(name, "an integer", |v| {
-            v.as_i64().or_else(|| v.as_u64().map(|u| u as i64)).or_else(|| {
-                v.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15).map(|f| f as i64)
-            })
+            v.as_i64()
+                .or_else(|| v.as_u64().map(|u| u as i64))
+                .or_else(|| v.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15).map(|f| f as i64))
         })
     }
 
@@ -130,10 +130,9 @@ impl Fields {
     /// Anything else.
     pub fn integer_in(&mut self, name: &str, min: i64, max: i64) -> Result<Option<i64>, ApiError> {
         match self.integer(name)? {
-            Some(value) if !(min..=max).contains(&value) => Err(ApiError::invalid(
-                name,
-                format!("{name}: {value} is not between {min} and {max}"),
-            )),
+            Some(value) if !(min..=max).contains(&value) => {
+                Err(ApiError::invalid(name, format!("{name}: {value} is not between {min} and {max}")))
+            }
             value => Ok(value),
         }
     }

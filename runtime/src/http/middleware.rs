@@ -73,10 +73,7 @@ pub async fn read_body(server: &Server, body: Body) -> Result<Bytes, ApiError> {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(e)) if is_length_limit(&e) => Err(ApiError::too_large(limit)),
         Ok(Err(e)) => Err(ApiError::bad_request(format!("body: {e}"))),
-        Err(_) => Err(ApiError {
-            status: 408,
-            ..ApiError::timeout(BODY_TIMEOUT.as_secs_f64())
-        }),
+        Err(_) => Err(ApiError { status: 408, ..ApiError::timeout(BODY_TIMEOUT.as_secs_f64()) }),
     }
 }
 

@@ -22,4 +22,5 @@ pub use chat::Conversation;
 pub use error::ApiError;
 pub use fields::Fields;
 pub use keys::{KeyError, Keys};
+pub use prompt::room;
 pub use router::{Options, Server, router};

@@ -23,8 +23,7 @@ pub async fn live(State(server): State<Arc<Server>>) -> Response {
 /// `/ready`: 503 when no new work is taken.
 pub async fn ready(State(server): State<Arc<Server>>) -> Response {
     let health = server.backend.health();
-    let status =
-        if health == Health::Serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if health == Health::Serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(state(&health))).into_response()
 }
 
@@ -48,7 +47,10 @@ pub async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
 }
 
 /// `/v1/models/{id}`.
-pub async fn model(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn model(
+    State(server): State<Arc<Server>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     if id == server.model.name {
         Ok(Json(card(&server)))
     } else {

@@ -126,9 +126,7 @@ pub fn chat_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
     match (on, top) {
         (true, top) => Ok(Some(top.unwrap_or(0) as u8)),
         (false, None | Some(0)) => Ok(None),
-        (false, Some(_)) => {
-            Err(ApiError::invalid("top_logprobs", "top_logprobs: needs logprobs to be true"))
-        }
+        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "top_logprobs: needs logprobs to be true")),
     }
 }
 

@@ -1,0 +1,136 @@
+//! Plan, engine and text side from a file, with the engine and the tokenizer loading side by side.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use lathe_api::{Engine, EngineInfo};
+use lathe_cpu::{CpuEngine, CpuOptions, Isa};
+use lathe_diagnostics::{Diagnostic, Exit, format_bytes, parse_bytes};
+use lathe_plan::Plan;
+use lathe_text::{TextModel, TokenizerConfig};
+
+use super::faults::{self, Outcome};
+use super::settings::Settings;
+use crate::model::Model;
+use crate::sampling::SamplingDefaults;
+
+/// What the engine knobs say.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    /// How the engine loads.
+    pub options: CpuOptions,
+    /// Largest prefill chunk.
+    pub chunk_limit: Option<u32>,
+}
+
+impl EngineSettings {
+    /// Reads the knobs of `knobs::ENGINE`.
+    ///
+    /// # Errors
+    /// A value that does not parse.
+    pub fn new(settings: &Settings) -> Outcome<Self> {
+        let at_least_one = |text: &str| match text.parse::<u32>() {
+            Ok(0) => Err("must be at least 1".to_owned()),
+            Ok(n) => Ok(n),
+            Err(e) => Err(e.to_string()),
+        };
+        let read = || {
+            Ok(EngineSettings {
+                options: CpuOptions {
+                    threads: settings.read("threads", at_least_one)?.unwrap_or(0) as usize,
+                    isa: settings.parse::<Isa>("isa")?,
+                    kv_bytes: settings.read("kv-memory", parse_bytes)?,
+                    program: None,
+                },
+                chunk_limit: settings.read("prefill-chunk", at_least_one)?,
+            })
+        };
+        read().map_err(faults::settings)
+    }
+}
+
+/// Opens and checks a plan.
+///
+/// # Errors
+/// No plan, a damaged one, one of another version.
+pub fn plan(path: &Path) -> Outcome<Arc<Plan>> {
+    Plan::open(path).map(Arc::new).map_err(faults::plan)
+}
+
+/// The tokenizer and templates of a plan.
+///
+/// # Errors
+/// The plan has no tokenizer, or one that does not load.
+pub fn text(plan: &Plan) -> Outcome<TextModel> {
+    let Some(json) = plan.tokenizer_json() else {
+        return Err(Diagnostic::new(Exit::Input, format!("{}: holds no tokenizer", plan.path().display()))
+            .why("text cannot become token ids")
+            .remedy("compile with a tokenizer, or use --token-ids"));
+    };
+    let config = plan.text();
+    let config = TokenizerConfig {
+        chat_templates: config.chat_templates.iter().cloned().collect(),
+        special_tokens: config.special_tokens.iter().cloned().collect(),
+    };
+    TextModel::load(json, &config).map_err(faults::text)
+}
+
+/// Loads the engine.
+///
+/// # Errors
+/// The plan does not fit this machine.
+pub fn engine(plan: &Arc<Plan>, settings: &EngineSettings) -> Outcome<CpuEngine> {
+    CpuEngine::load(plan.clone(), &settings.options).map_err(faults::engine)
+}
+
+/// Engine and model, loaded side by side.
+///
+/// # Errors
+/// Either's.
+pub fn both(plan: &Arc<Plan>, settings: &EngineSettings, name: String) -> Outcome<(CpuEngine, Model)> {
+    let started = Instant::now();
+    let (engine, text) = std::thread::scope(|scope| {
+        let text = scope.spawn(|| text(plan));
+        let engine = engine(plan, settings);
+        let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (engine, text)
+    });
+    let (engine, text) = (engine?, text?);
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    let model = Model {
+        name,
+        text,
+        defaults: SamplingDefaults::from(plan.card()),
+        max_seq_len: engine.info().max_seq_len,
+        created,
+    };
+    tracing::info!(
+        plan = %plan.path().display(),
+        path = engine.info().path,
+        threads = engine.info().threads,
+        load_ms = started.elapsed().as_millis() as u64,
+        "loaded"
+    );
+    Ok((engine, model))
+}
+
+/// The name that a plan is served under: its file stem.
+pub fn stem(path: &Path) -> String {
+    path.file_stem().map_or_else(|| "engine".to_owned(), |s| s.to_string_lossy().into_owned())
+}
+
+/// The memory report, one line per purpose and the sum.
+pub fn memory_lines(info: &EngineInfo) -> Vec<String> {
+    let mut lines: Vec<String> = info
+        .memory
+        .lines
+        .iter()
+        .map(|line| {
+            let mapped = if line.mapped { ", mapped from the plan" } else { "" };
+            format!("{:>10}  {}{mapped}", format_bytes(line.bytes), line.name)
+        })
+        .collect();
+    lines.push(format!("{:>10}  allocated in all", format_bytes(info.memory.allocated())));
+    lines
+}

@@ -1,0 +1,38 @@
+//! `runtime inspect`, `runtime diff` and `--version`.
+
+use clap::ArgMatches;
+use lathe_cpu::Isa;
+use lathe_diagnostics::Exit;
+use lathe_plan::header::VERSION;
+use lathe_plan::{diff::diff as differences, inspect as plan_text};
+
+use super::console::print;
+use super::faults::Outcome;
+use super::{load, path};
+
+/// What `--version` prints after the name.
+pub fn version() -> String {
+    let isa = [Isa::Avx512, Isa::Avx2, Isa::Scalar].into_iter().find(|isa| isa.available());
+    let format = format!("{}.{}", VERSION.0, VERSION.1);
+    lathe_diagnostics::version(&format, &["cpu"], isa.map_or("none", Isa::name))
+}
+
+/// Prints all of a plan but its weights' bytes.
+pub fn inspect(matches: &ArgMatches) -> Outcome<Exit> {
+    let plan = load::plan(&path(matches, "plan"))?;
+    if matches.get_flag("json") {
+        print(&format!("{:#}\n", plan_text::json(&plan)))?;
+    } else {
+        print(&plan_text::text(&plan))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Prints one line per difference, nothing where both plans do the same.
+pub fn diff(matches: &ArgMatches) -> Outcome<Exit> {
+    let (a, b) = (load::plan(&path(matches, "plan"))?, load::plan(&path(matches, "other"))?);
+    for difference in differences(&a, &b) {
+        print(&format!("{difference}\n"))?;
+    }
+    Ok(Exit::Ok)
+}

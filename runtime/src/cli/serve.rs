@@ -1,0 +1,222 @@
+//! `runtime serve`: load, listen, drain.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use axum::serve::ListenerExt;
+use clap::ArgMatches;
+use lathe_api::Engine;
+use lathe_diagnostics::{Diagnostic, Exit, parse_bytes};
+use lathe_plan::Plan;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::console::print;
+use super::faults::{self, Outcome};
+use super::load::{self, EngineSettings};
+use super::settings::{Settings, SettingsError};
+use super::{knobs, path, resolve};
+use crate::engine_thread::{self, EngineHandle, Policy};
+use crate::http::{Keys, Options, Server, router};
+use crate::metrics::Metrics;
+
+/// Threads that speak HTTP; the engine's own threads do the work.
+const HTTP_THREADS: usize = 2;
+/// How often the plan's file is looked at.
+const WATCH_PERIOD: Duration = Duration::from_secs(1);
+/// How often a drain looks whether it is through.
+const DRAIN_PERIOD: Duration = Duration::from_millis(10);
+/// Time for open connections to take their last bytes.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+struct ServeSettings {
+    address: SocketAddr,
+    name: String,
+    keys: Keys,
+    drain_timeout: Duration,
+    max_queue: usize,
+    options: Options,
+}
+
+impl ServeSettings {
+    fn new(settings: &Settings, plan: &Path) -> Outcome<Self> {
+        let keys = Self::keys(settings)?;
+        Self::read(settings, plan, keys).map_err(faults::settings)
+    }
+
+    fn keys(settings: &Settings) -> Outcome<Keys> {
+        let file = settings.parse::<PathBuf>("api-key-file").map_err(faults::settings)?;
+        let text = match &file {
+            Some(file) => {
+                Some(std::fs::read_to_string(file).map_err(faults::io(format!("{}", file.display())))?)
+            }
+            None => None,
+        };
+        let env = std::env::var("LATHE_API_KEY").ok();
+        Keys::new(text.as_deref(), env.as_deref())
+            .map_err(|e| Diagnostic::new(Exit::Input, e.to_string()).remedy("write one key per line"))
+    }
+
+    fn read(settings: &Settings, plan: &Path, keys: Keys) -> Result<Self, SettingsError> {
+        let duration = |text: &str| humantime::parse_duration(text).map_err(|e| e.to_string());
+        let header = |text: &str| HeaderValue::from_str(text).map_err(|e| e.to_string());
+        let host = settings.parse::<IpAddr>("host")?.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        Ok(ServeSettings {
+            address: SocketAddr::new(host, settings.parse("port")?.unwrap_or(8000)),
+            name: settings.parse("served-model-name")?.unwrap_or_else(|| load::stem(plan)),
+            keys,
+            drain_timeout: settings.read("drain-timeout", duration)?.unwrap_or(Duration::from_secs(30)),
+            max_queue: settings.parse("max-queue")?.unwrap_or(1024),
+            options: Options {
+                max_body: settings.read("max-body", parse_bytes)?.unwrap_or(16 << 20) as usize,
+                request_timeout: settings.read("request-timeout", duration)?,
+                cors_origin: settings.read("cors-origin", header)?,
+            },
+        })
+    }
+}
+
+/// Serves until a signal or a failure.
+pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
+    let file = match matches.get_one::<PathBuf>("config") {
+        Some(file) => Some(std::fs::read_to_string(file).map_err(faults::io(format!("{}", file.display())))?),
+        None => None,
+    };
+    let settings = resolve(matches, &[knobs::SERVE, knobs::ENGINE], file.as_deref())?;
+    for (name, value, source) in settings.iter() {
+        tracing::info!(name, value, %source, "setting");
+    }
+    let plan_path = path(matches, "plan");
+    let serve = ServeSettings::new(&settings, &plan_path)?;
+    let engine_settings = EngineSettings::new(&settings)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .enable_all()
+        .build()
+        .map_err(faults::io("threads"))?;
+    let exit = runtime.block_on(serve_plan(&plan_path, serve, engine_settings));
+    // Blocking tasks that still encode prompts of dropped requests are not waited for.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn serve_plan(plan_path: &Path, serve: ServeSettings, engine: EngineSettings) -> Outcome<Exit> {
+    // Before loading, so that a signal at any time is ours.
+    let mut signals = Signals::new().map_err(faults::io("signal handlers"))?;
+    let plan = load::plan(plan_path)?;
+    let (cpu, model) = load::both(&plan, &engine, serve.name)?;
+    for line in load::memory_lines(cpu.info()) {
+        tracing::info!("memory {line}");
+    }
+    lathe_plan::truncation::watch(&plan).map_err(faults::io("handler of a cut plan"))?;
+    let metrics = Arc::new(Metrics::new(model.max_seq_len));
+    let policy = Policy { max_queue: serve.max_queue, chunk_limit: engine.chunk_limit };
+    let (handle, thread) =
+        engine_thread::start(Box::new(cpu), policy, metrics.clone()).map_err(faults::start)?;
+    let server = Arc::new(Server {
+        backend: Box::new(handle.clone()),
+        model: Arc::new(model),
+        metrics,
+        keys: serve.keys,
+        options: serve.options,
+    });
+    let listener = TcpListener::bind(serve.address).await.map_err(|e| {
+        Diagnostic::new(Exit::Io, format!("{}: cannot listen", serve.address))
+            .why(e)
+            .remedy("choose another --port, or 0 for a free one")
+    })?;
+    let address = listener.local_addr().map_err(faults::io("local address"))?;
+    print(&format!("http://{address}\n"))?;
+    tracing::info!(%address, model = server.model.name, "listening");
+
+    let (close, closed) = tokio::sync::oneshot::channel::<()>();
+    // Small chunks must leave at once: Nagle's algorithm would hold tokens back.
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    let mut http = tokio::spawn(async move {
+        let closed = async move { drop(closed.await) };
+        axum::serve(listener, router(server)).with_graceful_shutdown(closed).await
+    });
+    let outcome = tokio::select! {
+        ended = &mut http => {
+            let why = ended.map_or_else(|e| e.to_string(), |e| e.map_or_else(|e| e.to_string(), |()| "it ended".into()));
+            Err(Diagnostic::new(Exit::Io, "the HTTP server ended").why(why))
+        }
+        reason = handle.failed() => {
+            // Requests under way get their errors before the process goes.
+            wait_idle(&handle, CLOSE_TIMEOUT).await;
+            Err(Diagnostic::new(Exit::Bug, "the engine has failed").why(reason))
+        }
+        fault = watch(&plan) => Err(fault),
+        first = signals.next() => Ok(drain(&handle, &mut signals, first, serve.drain_timeout).await),
+    };
+    // The receiver is gone when the server has ended by itself.
+    let _ = close.send(());
+    let graceful = !matches!(outcome, Ok(Exit::Interrupted));
+    handle.stop();
+    if graceful {
+        drop(tokio::time::timeout(CLOSE_TIMEOUT, &mut http).await);
+        drop(tokio::task::spawn_blocking(move || thread.join()).await);
+    }
+    outcome
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Takes no new work and waits for what runs. A second signal ends at once.
+async fn drain(handle: &EngineHandle, signals: &mut Signals, first: &str, timeout: Duration) -> Exit {
+    handle.drain();
+    tracing::info!(signal = first, running = handle.n_active(), "draining");
+    tokio::select! {
+        through = wait_idle(handle, timeout) => {
+            if through {
+                tracing::info!("drained");
+            } else {
+                tracing::warn!(running = handle.n_active(), "drain timeout; the rest is aborted");
+            }
+            Exit::Ok
+        }
+        second = signals.next() => {
+            tracing::warn!(signal = second, "second signal; ending at once");
+            Exit::Interrupted
+        }
+    }
+}
+
+async fn wait_idle(handle: &EngineHandle, timeout: Duration) -> bool {
+    let idle = async {
+        while handle.n_active() > 0 {
+            tokio::time::sleep(DRAIN_PERIOD).await;
+        }
+    };
+    tokio::time::timeout(timeout, idle).await.is_ok()
+}
+
+/// Ends when the plan's file is not what was loaded any more.
+async fn watch(plan: &Plan) -> Diagnostic {
+    loop {
+        tokio::time::sleep(WATCH_PERIOD).await;
+        if let Err(error) = plan.still_whole() {
+            return faults::plan(error);
+        }
+    }
+}
