@@ -45,6 +45,14 @@ pub struct Node {
     pub(crate) line: Option<u32>,
 }
 
+/// Where the parts of a parsed graph stood.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lines {
+    pub header: u32,
+    pub cache: u32,
+    pub outputs: u32,
+}
+
 /// A function from inputs, weights and cache to outputs.
 #[derive(Clone, Debug)]
 pub struct Graph {
@@ -59,6 +67,7 @@ pub struct Graph {
     pub(crate) order: Vec<NodeId>,
     pub(crate) inputs: Vec<ValueId>,
     pub(crate) outputs: Vec<ValueId>,
+    pub(crate) lines: Option<Lines>,
     names: HashMap<String, ValueId>,
     weight_names: HashMap<String, WeightId>,
 }
@@ -92,6 +101,7 @@ impl Graph {
             order: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            lines: None,
             names: HashMap::new(),
             weight_names: HashMap::new(),
         }
@@ -465,6 +475,17 @@ impl Graph {
         self.weight_order.retain(|id| live.contains(id));
         self.weight_names.retain(|_, id| live.contains(id));
         (n_nodes, n_weights)
+    }
+
+    /// Forgets where things stood in a text, once the graph is not that text's any more.
+    pub(crate) fn forget_lines(&mut self) {
+        self.lines = None;
+        for &id in &self.order {
+            self.nodes[id].line = None;
+        }
+        for &id in &self.weight_order {
+            self.weights[id].line = None;
+        }
     }
 
     /// Sets the order; names of nodes that are not in it become free.

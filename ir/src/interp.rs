@@ -307,6 +307,7 @@ impl<'a> Interpreter<'a> {
     fn places(&self, batch: &Batch, kv: &mut KvState) -> Result<Vec<Place>, IrError> {
         let mut places = Vec::new();
         let mut seen = HashSet::new();
+        let uses_cache = self.graph.nodes().any(|(_, n)| n.op.has_effects());
         for s in &batch.sequences {
             let slot = s.slot;
             if !seen.insert(slot) {
@@ -315,7 +316,7 @@ impl<'a> Interpreter<'a> {
             if let Some(row) = s.rows.iter().find(|&&r| r >= s.tokens.len()) {
                 return Err(IrError::Batch(format!("slot {slot}: row {row} of {} tokens", s.tokens.len())));
             }
-            if self.graph.cache.is_some() {
+            if uses_cache {
                 if s.start > kv.len(slot) {
                     let held = kv.len(slot);
                     return Err(IrError::Batch(format!(

@@ -81,3 +81,23 @@ impl KvState {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_rounded_and_appended_in_order() {
+        let cache = Cache { name: "kv".into(), dtype: DType::BF16, layers: 2, kv_heads: 1, head_dim: 2 };
+        let mut kv = KvState::new(Some(&cache));
+        kv.push(1, 0, 0, &[1.0, 257.0], &[3.0, 4.0]).unwrap();
+        assert_eq!(kv.rows(1, 0), Some((&[1.0, 256.0][..], &[3.0, 4.0][..])));
+        assert_eq!(kv.len(1), 0, "layer 1 holds nothing yet");
+        kv.push(1, 1, 0, &[0.0; 2], &[0.0; 2]).unwrap();
+        assert_eq!((kv.len(1), kv.is_empty(0), kv.is_empty(7)), (1, true, true));
+        let gap = kv.push(1, 0, 2, &[0.0; 2], &[0.0; 2]).unwrap_err();
+        assert_eq!(gap, "slot 1 holds 1 positions of layer 0, cannot append 2");
+        kv.truncate(1, 0);
+        assert!(kv.is_empty(1));
+    }
+}

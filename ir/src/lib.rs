@@ -29,6 +29,8 @@ pub mod ops;
 #[cfg(test)]
 mod oracle_tests;
 pub mod patch;
+#[cfg(test)]
+mod rewrite_tests;
 pub mod rope_table;
 pub mod tensor;
 mod text;

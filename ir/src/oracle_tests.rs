@@ -162,3 +162,17 @@ proptest! {
         prop_assert_eq!(compare(&g, &again, &d.weights(&g), &d.steps(), Precision::Exact), Ok(()));
     }
 }
+
+#[test]
+fn costs_follow_the_step() {
+    let d = Decoder::plain(7);
+    let g = d.graph().unwrap();
+    let mut at = crate::facts::Bindings::default();
+    at.bind(g.find_symbol("t").unwrap(), 3);
+    at.bind(g.find_symbol("r").unwrap(), 1);
+    let cost = |name: &str| g.cost(g.producer(g.find(name).unwrap()).unwrap(), &at);
+    let gate = cost("l0.gate");
+    assert_eq!(gate.flops, 2.0 * 3.0 * 20.0 * 24.0);
+    assert_eq!(gate.bytes, (3 * 24 * 2 + 20 * 24 * 2 + 3 * 20 * 4) as f64);
+    assert_eq!(cost("h").bytes, (3 * 4 + 2 * 3 * 24 * 2) as f64);
+}

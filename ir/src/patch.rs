@@ -211,6 +211,7 @@ impl Edit {
             depend(&next, &wanted).ok_or_else(|| refused("a new node needs a result that needs it"))?;
         next.set_order(order);
         self.rename(&mut next, &removed);
+        next.forget_lines();
         *g = next;
         Ok(())
     }

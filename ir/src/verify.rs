@@ -71,24 +71,29 @@ impl Check<'_> {
 
     fn header(&mut self) {
         let g = self.g;
+        let (header, cache_line) = g.lines.map_or((1, 2), |l| (l.header, l.cache));
         for (_, symbol) in g.symbols.iter() {
             if symbol.min > symbol.max {
                 let reason = format!("bounds {}..={} are empty", symbol.min, symbol.max);
-                self.fault(format!("symbol {}", symbol.name), 1, reason);
+                self.fault(format!("symbol {}", symbol.name), header, reason);
             }
         }
         for &v in &g.inputs {
             if let Some(reason) = self.negative(v) {
-                self.fault(format!("input %{}", g.value_name(v)), 1, reason);
+                self.fault(format!("input %{}", g.value_name(v)), header, reason);
             }
         }
         if let Some(cache) = &g.cache {
             let subject = format!("cache @{}", cache.name);
             if !cache.dtype.is_float() {
-                self.fault(subject.clone(), 2, format!("type is {}, expected a float type", cache.dtype));
+                self.fault(
+                    subject.clone(),
+                    cache_line,
+                    format!("type is {}, expected a float type", cache.dtype),
+                );
             }
             if cache.layers == 0 || cache.kv_heads == 0 || cache.head_dim == 0 {
-                self.fault(subject, 2, "an extent is 0");
+                self.fault(subject, cache_line, "an extent is 0");
             }
         }
     }
@@ -199,18 +204,16 @@ impl Check<'_> {
 
     fn outputs(&mut self) {
         let g = self.g;
-        let line = |g: &Graph| match g.nodes().filter_map(|(_, n)| n.line).max() {
-            Some(last) => last + 1,
-            None => (2 + usize::from(g.cache.is_some()) + g.weight_order.len() + g.n_nodes()) as u32,
-        };
+        let printed = 2 + usize::from(g.cache.is_some()) + g.weight_order.len() + g.n_nodes();
+        let line = g.lines.map_or(printed as u32, |l| l.outputs);
         let subject = format!("graph @{}", g.name);
         if g.outputs.is_empty() {
-            self.fault(subject.clone(), line(g), "returns nothing");
+            self.fault(subject.clone(), line, "returns nothing");
         }
         let order: HashSet<NodeId> = g.order.iter().copied().collect();
         for &v in &g.outputs {
             if g.producer(v).is_some_and(|n| !order.contains(&n)) {
-                self.fault(subject.clone(), line(g), format!("returns %{}, which is gone", g.value_name(v)));
+                self.fault(subject.clone(), line, format!("returns %{}, which is gone", g.value_name(v)));
             }
         }
     }

@@ -8,7 +8,7 @@ use super::cursor::{Cursor, Place};
 use crate::entity::{ValueId, WeightId};
 use crate::error::IrError;
 use crate::facts::{Cache, Dim, Facts};
-use crate::graph::Graph;
+use crate::graph::{Graph, Lines};
 use crate::op::{AttrValue, Attrs};
 use crate::ops::Op;
 use crate::rope_table::RopeTable;
@@ -44,6 +44,7 @@ impl Parser<'_> {
         if !self.c.take_word("graph") {
             return self.c.expected("\"graph\"");
         }
+        let mut lines = Lines { header: self.c.here().line, ..Lines::default() };
         self.g.name = self.c.name("@")?.into();
         self.c.expect("(")?;
         // Symbols are declared after the inputs that use them: read the inputs twice.
@@ -73,7 +74,9 @@ impl Parser<'_> {
         }
         self.c.go_back(body);
         self.c.expect("{")?;
-        self.body()
+        self.body(&mut lines)?;
+        self.g.lines = Some(lines);
+        Ok(())
     }
 
     fn skip_character(&mut self) -> Parsed<()> {
@@ -164,15 +167,18 @@ impl Parser<'_> {
         }
     }
 
-    fn body(&mut self) -> Parsed<()> {
+    fn body(&mut self, lines: &mut Lines) -> Parsed<()> {
+        lines.cache = self.c.here().line;
         if self.c.take_word("cache") {
             self.cache()?;
         }
         while self.c.take_word("weight") {
             self.weight()?;
         }
+        lines.outputs = self.c.here().line;
         while !self.c.take_word("return") {
             self.node()?;
+            lines.outputs = self.c.here().line;
         }
         let mut outputs = Vec::new();
         if !self.c.take("}") {
