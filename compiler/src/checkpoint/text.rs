@@ -223,7 +223,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let rows: [(&[(&str, &str)], &str, &str); 8] = [
+        type Row<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+        let rows: [Row<'_>; 8] = [
             (&[("tokenizer.model", "x")], "and tokenizer.model alone is not read", "AutoTokenizer"),
             (&[], "tokenizer.json: is missing in", "--tokenizer DIR"),
             (&[("tokenizer.json", "{")], "tokenizer.json: is not JSON", ""),

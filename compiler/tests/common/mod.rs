@@ -1,5 +1,8 @@
 //! Tiny checkpoints in Hugging Face form, written to a temporary directory.
 
+// Every test binary compiles this file and uses a part of it.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 
 use lathe_compiler::checkpoint::{
