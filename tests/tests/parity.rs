@@ -84,11 +84,8 @@ fn compiled_plans_match_torch() {
         };
         let exact = case.ends_with("-f32");
         let plan = dir.path().join(format!("{case}.plan"));
-        drive::compile(
-            &["--model", model.to_str().unwrap(), "--max-batch", "2", "--kv-tokens", "4096"],
-            &plan,
-        )
-        .unwrap();
+        let model = model.to_str().unwrap();
+        drive::compile(&["--model", model, "--max-batch", "2", "--max-seq-len", "1024"], &plan).unwrap();
         let golden = Golden::read(&path).unwrap();
         for isa in [Isa::Scalar, Isa::Avx512].into_iter().filter(|i| i.available()) {
             let (got, vocab) = logits(&plan, isa, &golden.ids);
