@@ -3,14 +3,19 @@
 //! Little endian, variable-length integers, enum variants by index. A value has exactly one encoding: what decodes
 //! but would be written differently is refused, and so are bytes after the value.
 
-use bincode::config::Config;
+use bincode::de::read::Reader;
+use bincode::de::{Decoder, DecoderImpl};
 use bincode::enc::write::Writer;
 use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode, config};
 
-/// Bytes in memory that honest tables need at most per encoded byte; a length that would claim more is hostile.
-/// The largest ratio of real tables is near 8 (operands: 88 bytes from 11).
-const EXPANSION: usize = 16;
+/// Bytes that lists may claim before their elements are read, per encoded byte; beyond it a length is hostile.
+/// Lists of real tables claim at most 5 (buffers: 80 bytes from 16).
+const EXPANSION: usize = 8;
+/// Bytes that may be claimed whatever the size: a table of one element is larger in memory than encoded.
+const FLOOR: usize = 2048;
+/// The decoder's own limit is a constant of its type; smaller ones are made by claiming the rest beforehand.
+const LIMIT: usize = 1 << 34;
 
 /// Why bytes are not a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,36 +53,48 @@ pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
 
 /// The value that `bytes`, all of them, encode. Allocates at most in proportion to `bytes`, whatever they say.
 pub fn decode<T: Decode<()> + Encode>(bytes: &[u8]) -> Result<T, CodecError> {
-    // The limit is a constant of the type, so sizes are rounded up to a step of four.
-    let want = bytes.len().saturating_mul(EXPANSION);
-    macro_rules! by_size {
-        ($($shift:literal)*) => {$(
-            if want <= 1 << $shift {
-                return decode_with(bytes, base().with_limit::<{ 1 << $shift }>());
-            }
-        )*};
+    let most = bytes.len().saturating_mul(EXPANSION).saturating_add(FLOOR).min(LIMIT);
+    let mut decoder = DecoderImpl::new(Rest(bytes), base().with_limit::<LIMIT>(), ());
+    let claimed = decoder.claim_bytes_read(LIMIT - most);
+    let value = claimed.and_then(|()| T::decode(&mut decoder)).map_err(|e| match e {
+        DecodeError::UnexpectedEnd { .. } => CodecError::End,
+        DecodeError::LimitExceeded => CodecError::Length { bytes: bytes.len() },
+        other => CodecError::Value { reason: other.to_string() },
+    })?;
+    let extra = decoder.reader().0.len();
+    if extra > 0 {
+        return Err(CodecError::Trailing { extra });
     }
-    by_size!(12 14 16 18 20 22 24 26 28 30);
-    Err(CodecError::Length { bytes: bytes.len() })
+    let mut compare = Compare { expected: bytes };
+    match bincode::encode_into_writer(&value, &mut compare, base()) {
+        Ok(()) if compare.expected.is_empty() => Ok(value),
+        _ => Err(CodecError::NotCanonical),
+    }
 }
 
 fn base() -> config::Configuration {
     config::standard()
 }
 
-fn decode_with<T: Decode<()> + Encode>(bytes: &[u8], config: impl Config) -> Result<T, CodecError> {
-    let (value, used) = bincode::decode_from_slice::<T, _>(bytes, config).map_err(|e| match e {
-        DecodeError::UnexpectedEnd { .. } => CodecError::End,
-        DecodeError::LimitExceeded => CodecError::Length { bytes: bytes.len() },
-        other => CodecError::Value { reason: other.to_string() },
-    })?;
-    if used != bytes.len() {
-        return Err(CodecError::Trailing { extra: bytes.len() - used });
+/// Bytes that are not yet decoded.
+struct Rest<'a>(&'a [u8]);
+
+impl Reader for Rest<'_> {
+    fn read(&mut self, out: &mut [u8]) -> Result<(), DecodeError> {
+        let missing = out.len().saturating_sub(self.0.len());
+        let (head, tail) =
+            self.0.split_at_checked(out.len()).ok_or(DecodeError::UnexpectedEnd { additional: missing })?;
+        out.copy_from_slice(head);
+        self.0 = tail;
+        Ok(())
     }
-    let mut compare = Compare { expected: bytes };
-    match bincode::encode_into_writer(&value, &mut compare, base()) {
-        Ok(()) if compare.expected.is_empty() => Ok(value),
-        _ => Err(CodecError::NotCanonical),
+
+    fn peek_read(&mut self, n: usize) -> Option<&[u8]> {
+        self.0.get(..n)
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.0 = self.0.get(n..).unwrap_or_default();
     }
 }
 

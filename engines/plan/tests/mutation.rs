@@ -73,7 +73,9 @@ impl Tally {
         let start = Instant::now();
         let result = Plan::from_bytes(copy);
         let (peak, took) = (PEAK.get() - before, start.elapsed());
-        assert!(peak <= file.len() as isize, "{peak} bytes for a file of {}: {result:?}", file.len());
+        // Errors name the file and what is wrong.
+        let names = 256;
+        assert!(peak <= file.len() as isize + names, "{peak} bytes for a file of {}: {result:?}", file.len());
         assert!(took < Duration::from_secs(10), "{took:?}: {result:?}");
         match result {
             Ok(plan) => {
@@ -116,10 +118,14 @@ fn check(plan: &Plan) {
 #[test]
 fn every_byte_flipped() {
     let file = small_plan().unwrap();
+    let data = 4096..4096 + Plan::from_bytes(file.clone()).unwrap().data_bytes() as usize;
     let mut tally = Tally::default();
     let mut edited = file.clone();
     for at in 0..file.len() {
-        for value in [file[at] ^ 1, file[at] ^ 0x80, 0, 0xff, 251, 253] {
+        let values = [file[at] ^ 1, file[at] ^ 0x80, 0, 0xff, 251, 253];
+        // One byte of a weight is as good as another.
+        let n = if data.contains(&at) { 1 } else { values.len() };
+        for value in values.into_iter().take(n) {
             if value == file[at] {
                 continue;
             }
@@ -129,8 +135,9 @@ fn every_byte_flipped() {
             tally.open(&edited);
         }
     }
+    println!("{tally:?}");
     // Weights' bytes may hold anything, and some numbers of the card; nearly all else must be refused.
-    assert!(tally.accepted > 50_000 && tally.damaged > 500 && tally.invalid > 500, "{tally:?}");
+    assert!(tally.accepted > 20_000 && tally.damaged > 500 && tally.invalid > 500, "{tally:?}");
 }
 
 #[test]
@@ -169,8 +176,9 @@ fn random(seed: u64, edits: usize) {
     for _ in 0..edits {
         tally.open(mutations.next_file());
     }
-    assert!(tally.accepted > edits / 200, "{tally:?}");
-    assert!(tally.invalid > edits / 20 && tally.damaged > edits / 20, "{tally:?}");
+    println!("{tally:?}");
+    let least = edits / 10;
+    assert!(tally.accepted > least && tally.invalid > least && tally.damaged > least, "{tally:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! again, so that the meaning is reached and not only the hash check.
 
 mod mutate;
+mod numbers;
 mod small;
 
 #[cfg(test)]

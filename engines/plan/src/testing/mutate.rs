@@ -1,11 +1,10 @@
 //! Edits of plan files with the hashes made right again.
 
-use std::path::Path;
-
-use super::small_weight_bytes;
+use super::{numbers, small_weight_bytes};
 use crate::codec;
 use crate::error::PlanError;
 use crate::header::{self, ENTRY_BYTES, HEADER_SPACE, Header, Section, TABLE_ALIGN, VERSION};
+use crate::reader::Plan;
 use crate::schema::Weight;
 use crate::writer::{Tables, hash_of_hashes, lay_out};
 
@@ -114,16 +113,33 @@ fn array<const N: usize>(file: &[u8], at: usize) -> [u8; N] {
     out
 }
 
-/// Endless edits of the valid plan `file`, all resealed, the same for the same seed. Half edit bytes in place; half
-/// change one table's bytes in number too and put the file together again, so that later fields move.
+/// Endless edits of the valid plan `file`, all resealed, the same for the same seed. A third edit bytes in place; a
+/// third change one table's bytes in number too and put the file together again, so that later fields move; a third
+/// set fields of the decoded tables.
 pub fn mutations(file: &[u8], seed: u64) -> Result<Mutations, PlanError> {
-    let header = Header::parse(Path::new("plan in memory"), file)?;
-    let blobs = header
+    let plan = Plan::from_bytes(file.to_vec())?;
+    let blobs = plan
+        .header()
         .sections
         .iter()
         .map(|s| file[s.offset as usize..(s.offset + s.length) as usize].to_vec())
         .collect();
-    Ok(Mutations { file: file.to_vec(), header, blobs, random: Random(seed), current: Vec::new() })
+    let tables = Tables {
+        card: plan.card().clone(),
+        programs: plan.programs().to_vec(),
+        text: plan.text().clone(),
+        tokenizer: plan.tokenizer_json().map(<[u8]>::to_vec),
+        self_test: plan.self_test().cloned(),
+    };
+    Ok(Mutations {
+        file: file.to_vec(),
+        header: plan.header().clone(),
+        blobs,
+        tables,
+        weights: plan.weights().to_vec(),
+        random: Random(seed),
+        current: Vec::new(),
+    })
 }
 
 /// See `mutations`.
@@ -132,6 +148,8 @@ pub struct Mutations {
     file: Vec<u8>,
     header: Header,
     blobs: Vec<Vec<u8>>,
+    tables: Tables,
+    weights: Vec<Weight>,
     random: Random,
     current: Vec<u8>,
 }
@@ -139,10 +157,10 @@ pub struct Mutations {
 impl Mutations {
     /// The next edited file.
     pub fn next_file(&mut self) -> &[u8] {
-        if self.random.below(2) == 0 {
-            self.in_place()
-        } else {
-            self.in_table()
+        match self.random.below(3) {
+            0 => self.in_place(),
+            1 => self.in_table(),
+            _ => self.in_meaning(),
         }
         reseal(&mut self.current);
         &self.current
@@ -194,10 +212,33 @@ impl Mutations {
             let end = if self.random.below(2) == 0 { (at + 1).min(blob.len()) } else { end };
             blob.splice(at..end, new);
         }
+        self.replace(vec![(target, blob)]);
+    }
+
+    fn in_meaning(&mut self) {
+        let (mut tables, mut weights) = (self.tables.clone(), self.weights.clone());
+        for _ in 0..1 + self.random.below(2) {
+            let mut fields = numbers::all(&mut tables, &mut weights);
+            let field = fields.swap_remove(self.random.below(fields.len()));
+            field.set(self.random.below(64), self.random.next());
+        }
+        // Any value of a table has an encoding.
+        let Ok((sections, blobs)) = lay_out(&tables, &weights, 0) else { return };
+        let edited = sections.iter().zip(blobs).skip(1).filter_map(|(s, blob)| {
+            Some((self.header.sections.iter().position(|mine| mine.tag == s.tag)?, blob))
+        });
+        let edited = edited.collect();
+        self.replace(edited);
+    }
+
+    /// The file with these sections' bytes, those after them moved.
+    fn replace(&mut self, edited: Vec<(usize, Vec<u8>)>) {
         let mut header = self.header.clone();
         let mut end = 0;
-        let blobs: Vec<&Vec<u8>> =
-            self.blobs.iter().enumerate().map(|(i, b)| if i == target { &blob } else { b }).collect();
+        let mut blobs: Vec<&Vec<u8>> = self.blobs.iter().collect();
+        for (i, blob) in &edited {
+            blobs[*i] = blob;
+        }
         for (i, (section, blob)) in header.sections.iter_mut().zip(&blobs).enumerate() {
             section.length = blob.len() as u64;
             if i > 0 {
