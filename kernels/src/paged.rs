@@ -204,10 +204,10 @@ impl<'a> Batch<'a> {
         for s in seqs {
             at_least(NAME, "q_start", rows, s.q_start)?;
             at_most(NAME, "q_len", s.kv_len, s.q_len)?;
-            rows = s.q_start.checked_add(s.q_len).unwrap_or(usize::MAX);
+            rows = s.q_start.saturating_add(s.q_len);
             at_most(NAME, "rows", u32::MAX as usize, rows)?;
             at_most(NAME, "kv_len", u32::MAX as usize, s.kv_len)?;
-            let end = s.blocks_start.checked_add(s.kv_len.div_ceil(block)).unwrap_or(usize::MAX);
+            let end = s.blocks_start.saturating_add(s.kv_len.div_ceil(block));
             at_least(NAME, "block table", end, blocks.len())?;
             for id in &blocks[s.blocks_start..end] {
                 at_most(NAME, "block id", n_blocks.saturating_sub(1), *id as usize)?;

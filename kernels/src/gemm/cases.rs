@@ -1,8 +1,19 @@
 //! Shapes that tests and benches share.
 
 /// (n, k) of weights: one, odd, aligned, K slices of every count.
-pub const WEIGHTS: &[(usize, usize)] =
-    &[(1, 1), (5, 3), (16, 32), (17, 33), (48, 64), (50, 129), (80, 200), (64, 1024), (64, 2048), (40, 4096)];
+pub const WEIGHTS: &[(usize, usize)] = &[
+    (1, 1),
+    (5, 3),
+    (16, 32),
+    (17, 33),
+    (48, 64),
+    (50, 129),
+    (80, 200),
+    (64, 1024),
+    (64, 2048),
+    (40, 4096),
+    (256, 8192),
+];
 
 /// Row counts around every tile border.
 pub const ROWS: &[usize] = &[1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 24, 25, 40, 97];

@@ -198,6 +198,21 @@ fn a_row_has_one_answer() {
 }
 
 #[test]
+fn rows_too_deep_to_keep_have_the_same_answer() {
+    for path in IsaPath::all() {
+        for dtype in DTYPES {
+            let (m, n, k) = (30, 16, 45_000);
+            let (c, ..) = case(path, dtype, m, n, k, Epilogue::Store);
+            let want = c.run(0..m, DType::F32, Split::Whole).bits();
+            for rows in [0..1, 7..20, 29..30] {
+                let got = c.run(rows.clone(), DType::F32, Split::Whole).bits();
+                assert_eq!(want[rows.start * n..rows.end * n], got, "{path:?} {dtype} {rows:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn slices_are_folded_left() {
     // One row whose four slices sum to 2^24, 1, 1, -2^24: folded left the ones vanish.
     let (n, k) = (64, 2048);

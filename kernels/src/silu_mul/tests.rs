@@ -40,8 +40,8 @@ fn bits_are_those_of_the_formula() {
 
 #[test]
 fn short_buffers_are_refused() {
-    let x = vec![0f32; 20];
-    let mut out = vec![0f32; 20];
+    let x = [0f32; 20];
+    let mut out = [0f32; 20];
     let mut build = |up: usize, out_len: usize, stride: usize, cols: usize| {
         SiluMul::new(SiluMulArgs {
             path: IsaPath::detect(),
