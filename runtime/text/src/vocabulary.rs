@@ -2,7 +2,7 @@
 
 use crate::LoadError;
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Model, Tokenizer};
 
 /// What happens to the very first token of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,14 +48,15 @@ impl Vocabulary {
             special: Vec::with_capacity(n_tokens as usize),
             start: rules.start.unwrap_or(TextStart::Keep),
         };
+        let model = tokenizer.get_model();
         for id in 0..n_tokens {
             // What the decoder sees: added tokens in their normalised form.
-            let seen = added.simple_id_to_token(id).or_else(|| tokenizer.id_to_token(id));
-            if let Some(token) = &seen {
-                rules.push_bytes(token, &byte_of, &mut table.bytes);
+            let seen = added.simple_id_to_token(id);
+            table.special.push(seen.as_ref().is_some_and(|token| added.is_special_token(token)));
+            if let Some(token) = seen.or_else(|| model.id_to_token(id)) {
+                rules.push_bytes(&token, &byte_of, &mut table.bytes);
             }
             table.ends.push(table.bytes.len() as u32);
-            table.special.push(seen.is_some_and(|token| added.is_special_token(&token)));
         }
         Ok(table)
     }
