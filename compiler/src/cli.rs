@@ -24,7 +24,7 @@ pub struct Args {
     pub config: Option<PathBuf>,
 
     /// Seed of made-up weights.
-    #[arg(long, value_name = "SEED", requires = "config")]
+    #[arg(long, value_name = "SEED", requires = "config", conflicts_with = "model")]
     pub synthetic_weights: Option<u64>,
 
     /// Takes tokenizer, chat template and generation_config.json from another directory; `none` makes a plan that

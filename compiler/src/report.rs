@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use lathe_diagnostics::format_bytes;
+use lathe_plan::MemoryReport;
 use lathe_plan::schema::ModelCard;
 use serde::Serialize;
 
@@ -56,8 +57,6 @@ pub struct Outcome {
     pub weights: Option<WeightTotals>,
     /// Memory, once scheduled.
     pub memory: Option<MemoryTotals>,
-    /// The memory report that the runtime holds itself to, as text, once the plan is written.
-    pub memory_report: Option<String>,
     /// Kernel launches of the decoder program, once selected.
     pub launches: Option<usize>,
     /// Bytes of the plan file, once written.
@@ -93,8 +92,8 @@ pub struct Report {
     pub plan_bytes: Option<u64>,
     /// The last phase that ran.
     pub stopped_after: &'static str,
-    #[serde(skip)]
-    memory_report: Option<String>,
+    /// What a server of the plan holds itself to, with as many threads as this compilation had.
+    pub serving: Option<MemoryReport>,
 }
 
 /// How long a phase took.
@@ -107,13 +106,14 @@ pub struct PhaseTime {
 }
 
 impl Report {
-    /// Puts the parts together. `plan` is the output's path as the user wrote it.
+    /// Puts the parts together. `plan` is the output's path as the user wrote it, `serving` the memory of its decoder.
     pub fn new(
         card: &ModelCard,
         outcome: Outcome,
         times: &[(Phase, Duration)],
         to: Phase,
         plan: &str,
+        serving: Option<MemoryReport>,
     ) -> Self {
         let phases = times.iter().map(|(p, d)| PhaseTime { phase: p.name(), seconds: d.as_secs_f64() });
         Report {
@@ -129,7 +129,7 @@ impl Report {
             plan: outcome.plan_bytes.map(|_| plan.to_owned()),
             plan_bytes: outcome.plan_bytes,
             stopped_after: to.name(),
-            memory_report: outcome.memory_report,
+            serving,
         }
     }
 }
@@ -186,8 +186,8 @@ impl fmt::Display for Report {
         for (name, value) in &rows {
             writeln!(text, "{name:width$}  {value}")?;
         }
-        if let Some(report) = &self.memory_report {
-            write!(text, "\n{}", report.trim_end())?;
+        if let Some(serving) = &self.serving {
+            write!(text, "\nmemory to serve it\n{serving}")?;
         }
         f.write_str(text.trim_end())
     }
@@ -235,13 +235,26 @@ mod tests {
                 kv_bytes_per_token: 512,
                 kv_bytes: 8192,
             }),
-            memory_report: Some("whole report\n".into()),
             launches: Some(12),
             plan_bytes: Some(4 << 20),
             graph_text: String::new(),
         };
         let times = [(Phase::Import, Duration::from_millis(250)), (Phase::Emit, Duration::from_millis(1250))];
-        let report = Report::new(&card(), outcome, &times, Phase::Emit, "x.plan");
+        let serving = MemoryReport {
+            weights_mapped: 3 << 20,
+            arena: 2048,
+            logits_in_arena: 400,
+            threads: 2,
+            scratch_per_thread: 64,
+            kv_block_tokens: 16,
+            kv_blocks: 1,
+            kv_blocks_least: 1,
+            kv_block_bytes: 8192,
+            kv: 8192,
+            sampler: 100,
+        };
+        let want_serving = serving.to_string();
+        let report = Report::new(&card(), outcome, &times, Phase::Emit, "x.plan", Some(serving));
         let want = "\
 model                  llama-1m, LlamaForCausalLM, 1234567 parameters
 phase import           0.25 s
@@ -257,18 +270,19 @@ kv per token           512 B
 kv pool by default     8 KiB
 plan                   x.plan, 4 MiB
 
-whole report";
-        assert_eq!(report.to_string(), want);
+memory to serve it
+";
+        assert_eq!(report.to_string(), format!("{want}{}", want_serving.trim_end()));
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["rules"][1]["applied"], 0);
         assert_eq!(json["weights"]["bytes"], 3 << 20);
         assert_eq!(json["phases"][0]["phase"], "import");
-        assert_eq!(json["plan"], "x.plan");
+        assert_eq!((&json["plan"], &json["serving"]["kv"]), (&"x.plan".into(), &8192.into()));
     }
 
     #[test]
     fn a_stopped_compilation_says_so() {
-        let report = Report::new(&card(), Outcome::default(), &[], Phase::Fuse, "x.plan").to_string();
+        let report = Report::new(&card(), Outcome::default(), &[], Phase::Fuse, "x.plan", None).to_string();
         assert!(report.ends_with("plan           none: stopped after fuse"), "{report}");
     }
 }
