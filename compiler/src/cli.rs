@@ -128,13 +128,18 @@ impl Args {
     /// Refuses what this build cannot do at all.
     ///
     /// # Errors
-    /// A target or a quantization that does not exist yet; no threads.
+    /// A target or a quantization that does not exist yet; no threads; an output that cannot be replaced.
     pub fn check(&self) -> Result<()> {
         if self.target != "cpu" {
             return Err(CompileError::unsupported(format!("target {}", self.target), "supported: cpu"));
         }
         if self.fp8 {
             return Err(CompileError::unsupported("--fp8", "supported: --dtype bf16, f16 or f32"));
+        }
+        // The plan is renamed into place, which would replace a device or fail on a directory after all the work.
+        if self.output.metadata().is_ok_and(|m| !m.is_file()) {
+            let what = format!("--output {}", self.output.display());
+            return Err(CompileError::usage(what, "exists and is no regular file"));
         }
         if self.threads == Some(0) {
             return Err(CompileError::usage("--threads 0", "must be at least 1"));
@@ -230,6 +235,8 @@ mod tests {
             ("--model D --target sm_90a", "unsupported target sm_90a: supported: cpu"),
             ("--model D --fp8", "unsupported --fp8: supported: --dtype bf16, f16 or f32"),
             ("--model D --threads 0", "--threads 0: must be at least 1"),
+            ("--model D -o /dev/null", "--output /dev/null: exists and is no regular file"),
+            ("--model D -o /", "--output /: exists and is no regular file"),
         ] {
             assert_eq!(parse(line).unwrap().check().unwrap_err().to_string(), want);
         }
