@@ -217,3 +217,70 @@ fn each_way_of_being_damaged() {
         Damage::HeaderCard { field: "flags" }
     ));
 }
+
+/// The part of an error's variants that a case must be found for.
+fn body_of(source: &'static str, name: &str) -> &'static str {
+    source.split_once(&format!("pub enum {name} {{")).unwrap().1.split_once("\n}").unwrap().0
+}
+
+#[test]
+fn tables_that_do_not_decode_are_named() {
+    let file = small_plan().unwrap();
+    for tag in [header::CARD, header::PROG, header::WTAB, header::TEXT, header::TEST] {
+        let header = Header::parse(Path::new("x"), &file).unwrap();
+        let i = header.sections.iter().position(|s| s.tag == tag).unwrap();
+        let s = &header.sections[i];
+        let (start, end) = (s.offset as usize, (s.offset + s.length) as usize);
+        let mut cut = with_header(&file, |h| {
+            h.sections[i].length -= 1;
+            h.sections[i].hash = *blake3::hash(&file[start..end - 1]).as_bytes();
+        });
+        if end == file.len() {
+            cut.pop();
+        }
+        match fault(cut) {
+            Damage::Table { tag: named, fault } => {
+                assert_eq!(
+                    (named.as_bytes(), fault.to_string().as_str()),
+                    (&tag[..], "the value goes on after the last byte")
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn unknown_optional_sections_are_skipped() {
+    let file = small_plan().unwrap();
+    for edit in [|s: &mut header::Section| s.tag = *b"NEW!", |s: &mut header::Section| s.version = 2] {
+        let bytes = with_header(&file, |h| edit(h.sections.last_mut().unwrap()));
+        let plan = Plan::from_bytes(bytes).unwrap();
+        assert_eq!(plan.self_test(), None);
+        assert!(plan.tokenizer_json().is_some());
+    }
+}
+
+#[test]
+fn a_changed_weight_is_named() {
+    let mut bytes = small_plan().unwrap();
+    bytes[4096 + 3072] ^= 1;
+    let e = Plan::from_bytes(bytes).unwrap().verify_weights(|_| ()).unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "plan in memory: weight norm.0 does not match its hash; copy or compile the plan again"
+    );
+}
+
+/// Reads the variants from the source, so that a new one without a test fails here.
+#[test]
+fn every_kind_of_damage_has_a_case() {
+    let tests = concat!(include_str!("files.rs"), include_str!("../src/header.rs"));
+    let missing: Vec<_> = body_of(include_str!("../src/error.rs"), "Damage")
+        .lines()
+        .filter_map(|l| l.strip_prefix("    ").filter(|l| l.starts_with(|c: char| c.is_ascii_uppercase())))
+        .map(|l| l.trim_end_matches([' ', '{', ',']))
+        .filter(|variant| !tests.contains(&format!("Damage::{variant}")) && *variant != "WeightHash")
+        .collect();
+    assert!(missing.is_empty(), "no case for {missing:?}");
+}
