@@ -10,13 +10,13 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 use lathe_compiler::error::CompileError;
 use lathe_compiler::import::import;
-use lathe_compiler::options::{Observer, Options, Phase};
+use lathe_compiler::options::{Observer, Phase};
 use lathe_compiler::pipeline;
 use lathe_compiler::report::{Report, headline};
 use lathe_diagnostics::{Diagnostic, Exit, LogFormat, init_logging, version};
 use lathe_kernels::IsaPath;
+use lathe_plan::PlanError;
 use lathe_plan::header::VERSION;
-use lathe_plan::{MemoryReport, MemoryRequest, Plan, PlanError};
 
 use crate::cli::Args;
 use crate::progress::Progress;
@@ -55,14 +55,8 @@ fn run(args: &Args) -> Result<(), CompileError> {
     let card = imported.card.clone();
     let outcome = pipeline::compile(imported, checkpoint.tensors.as_ref(), &options, &progress)?;
     let graph_text = (options.to != Phase::Emit).then(|| outcome.graph_text.clone());
-    // Read back as a server would: what is printed is what the file says, and a file that does not open is never
-    // called a success.
-    let serving = match outcome.plan_bytes {
-        Some(_) => Some(serving_memory(&options)?),
-        None => None,
-    };
     let plan = options.output.to_string_lossy();
-    let report = Report::new(&card, outcome, &progress.times(), options.to, &plan, serving);
+    let report = Report::new(&card, outcome, &progress.times(), options.to, &plan);
     let text = match (args.json, graph_text) {
         (true, _) => serde_json::to_string_pretty(&report)
             .map_err(|e| CompileError::Bug(format!("the report is not JSON: {e}")))?,
@@ -76,15 +70,6 @@ fn run(args: &Args) -> Result<(), CompileError> {
     // A closed pipe is the reader's choice.
     let _ = writeln!(std::io::stdout(), "{text}");
     Ok(())
-}
-
-/// Memory of the written plan's decoder, for a server with this compilation's threads.
-fn serving_memory(options: &Options) -> Result<MemoryReport, CompileError> {
-    let plan = Plan::open(&options.output)?;
-    let program =
-        plan.programs().first().ok_or_else(|| CompileError::Bug("the plan holds no program".into()))?;
-    let request = MemoryRequest { threads: options.threads as u64, kv_tokens: None };
-    Ok(MemoryReport::new(plan.card(), program, plan.data_bytes(), request))
 }
 
 /// An error as the user sees it.

@@ -57,6 +57,8 @@ pub struct Outcome {
     pub weights: Option<WeightTotals>,
     /// Memory, once scheduled.
     pub memory: Option<MemoryTotals>,
+    /// What a server of the plan holds itself to, with as many threads as the compilation, once written.
+    pub memory_report: Option<MemoryReport>,
     /// Kernel launches of the decoder program, once selected.
     pub launches: Option<usize>,
     /// Bytes of the plan file, once written.
@@ -106,14 +108,13 @@ pub struct PhaseTime {
 }
 
 impl Report {
-    /// Puts the parts together. `plan` is the output's path as the user wrote it, `serving` the memory of its decoder.
+    /// Puts the parts together. `plan` is the output's path as the user wrote it.
     pub fn new(
         card: &ModelCard,
         outcome: Outcome,
         times: &[(Phase, Duration)],
         to: Phase,
         plan: &str,
-        serving: Option<MemoryReport>,
     ) -> Self {
         let phases = times.iter().map(|(p, d)| PhaseTime { phase: p.name(), seconds: d.as_secs_f64() });
         Report {
@@ -129,7 +130,7 @@ impl Report {
             plan: outcome.plan_bytes.map(|_| plan.to_owned()),
             plan_bytes: outcome.plan_bytes,
             stopped_after: to.name(),
-            serving,
+            serving: outcome.memory_report,
         }
     }
 }
@@ -226,20 +227,6 @@ mod tests {
     fn the_table_holds_what_ran_and_nothing_else() {
         let rule =
             |rule: &str, applied| RuleCount { phase: "fuse", rule: rule.into(), precision: "exact", applied };
-        let outcome = Outcome {
-            rules: vec![rule("merge-qkv", 2), rule("fuse-silu-mul", 0)],
-            weights: Some(WeightTotals { count: 9, bytes: 3 << 20, duplicated_bytes: 0 }),
-            memory: Some(MemoryTotals {
-                arena_bytes: 2048,
-                scratch_bytes: 64,
-                kv_bytes_per_token: 512,
-                kv_bytes: 8192,
-            }),
-            launches: Some(12),
-            plan_bytes: Some(4 << 20),
-            graph_text: String::new(),
-        };
-        let times = [(Phase::Import, Duration::from_millis(250)), (Phase::Emit, Duration::from_millis(1250))];
         let serving = MemoryReport {
             weights_mapped: 3 << 20,
             arena: 2048,
@@ -254,7 +241,22 @@ mod tests {
             sampler: 100,
         };
         let want_serving = serving.to_string();
-        let report = Report::new(&card(), outcome, &times, Phase::Emit, "x.plan", Some(serving));
+        let outcome = Outcome {
+            rules: vec![rule("merge-qkv", 2), rule("fuse-silu-mul", 0)],
+            weights: Some(WeightTotals { count: 9, bytes: 3 << 20, duplicated_bytes: 0 }),
+            memory: Some(MemoryTotals {
+                arena_bytes: 2048,
+                scratch_bytes: 64,
+                kv_bytes_per_token: 512,
+                kv_bytes: 8192,
+            }),
+            memory_report: Some(serving),
+            launches: Some(12),
+            plan_bytes: Some(4 << 20),
+            graph_text: String::new(),
+        };
+        let times = [(Phase::Import, Duration::from_millis(250)), (Phase::Emit, Duration::from_millis(1250))];
+        let report = Report::new(&card(), outcome, &times, Phase::Emit, "x.plan");
         let want = "\
 model                  llama-1m, LlamaForCausalLM, 1234567 parameters
 phase import           0.25 s
@@ -282,7 +284,7 @@ memory to serve it
 
     #[test]
     fn a_stopped_compilation_says_so() {
-        let report = Report::new(&card(), Outcome::default(), &[], Phase::Fuse, "x.plan", None).to_string();
+        let report = Report::new(&card(), Outcome::default(), &[], Phase::Fuse, "x.plan").to_string();
         assert!(report.ends_with("plan           none: stopped after fuse"), "{report}");
     }
 }
