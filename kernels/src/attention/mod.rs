@@ -69,7 +69,7 @@ const fn tile_queries(group: usize) -> usize {
 const fn scratch_words(group: usize, head_dim: usize) -> usize {
     let rows = tile_queries(group) * group;
     let padded = head_dim.next_multiple_of(PANEL);
-    rows * (head_dim + ATTENTION_LEAF + 2 * padded + 2) + MAX_ROWS * MAX_PANELS * PANEL
+    rows * (ATTENTION_LEAF + 3 * padded + 2) + MAX_ROWS * MAX_PANELS * PANEL
 }
 
 /// [`Kernel::scratch_len`] of any attention with these heads.
@@ -162,20 +162,13 @@ impl<'a> Attention<'a> {
     unsafe fn pack_q<T: Element>(&self, row0: usize, kv_head: usize, r0: usize, n: usize, out: *mut f32) {
         let a = &self.args;
         let hd = a.cache.layout().head_dim();
-        let words = hd / self.kind.k_per_step() * self.kind.x_words();
-        for r in r0..r0 + n {
-            let row = row0 + r / self.group;
-            let head = kv_head * self.group + r % self.group;
-            // SAFETY: element (row, head, 0) is within q; the packed row is within out.
+        for r in 0..n {
+            let row = row0 + (r0 + r) / self.group;
+            let head = kv_head * self.group + (r0 + r) % self.group;
+            // SAFETY: element (row, head, 0) starts head_dim elements within q; the packed row is within out.
             unsafe {
-                let x = a.q.ptr::<T>().add((row * a.heads + head) * hd);
-                let out = out.add(r0 * words + (r - r0));
-                for w in 0..words {
-                    *out.add(w * n) = match self.kind {
-                        Kind::Bf16Pairs => x.cast::<f32>().add(w).read_unaligned(),
-                        _ => (*x.add(w)).to_f32(),
-                    };
-                }
+                let x = a.q.slice::<T>((row * a.heads + head) * hd, hd);
+                tile::pack_row(self.kind, x, r, n, out.add(r0 * self.kind.row_words(hd)));
             }
         }
     }
@@ -197,7 +190,7 @@ impl<'a> Attention<'a> {
     ) {
         let a = &self.args;
         let hd = a.cache.layout().head_dim();
-        let words = hd / self.kind.k_per_step() * self.kind.x_words();
+        let words = self.kind.row_words(hd);
         let widest = if n <= WIDE_ROWS { MAX_PANELS } else { 2 };
         let panels = filled.min(limit(r0 + n - 1) - start).div_ceil(PANEL);
         let mut p = 0;
@@ -381,7 +374,7 @@ struct Scratch<'a> {
 impl<'a> Scratch<'a> {
     fn split(s: &'a mut [f32], rows: usize, head_dim: usize) -> Self {
         let padded = head_dim.next_multiple_of(PANEL);
-        let (q, s) = s.split_at_mut(rows * head_dim);
+        let (q, s) = s.split_at_mut(rows * padded);
         let (scores, s) = s.split_at_mut(rows * ATTENTION_LEAF);
         let (acc, s) = s.split_at_mut(rows * padded);
         let (total, s) = s.split_at_mut(rows * padded);

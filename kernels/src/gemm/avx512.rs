@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Kind, MAX_PANELS, TileArgs};
+use super::tile::{Kind, LINE, MAX_PANELS, TileArgs};
 
-/// Bytes ahead of the reader that panels are prefetched in tiles of few rows, which wait for memory.
+/// Bytes ahead of the reader that panels are prefetched: the first tile of a row block waits for memory.
 const AHEAD: usize = 2048;
 
 macro_rules! dispatch {
@@ -67,11 +67,9 @@ unsafe fn store<const R: usize, const P: usize>(a: &TileArgs, c: [[__m512; P]; R
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch<const R: usize, const P: usize>(w: &[*const u8; MAX_PANELS], at: usize) {
-    if R <= 6 {
-        for p in 0..P {
-            _mm_prefetch::<_MM_HINT_T0>(w[p].wrapping_add(at + AHEAD).cast());
-        }
+fn prefetch<const P: usize>(w: &[*const u8; MAX_PANELS], at: usize) {
+    for p in 0..P {
+        _mm_prefetch::<_MM_HINT_T0>(w[p].wrapping_add(at + AHEAD).cast());
     }
 }
 
@@ -80,15 +78,15 @@ unsafe fn bf16_pairs<const R: usize, const P: usize>(a: &TileArgs) {
     // SAFETY: the caller's pointers cover `steps`.
     unsafe {
         let mut c = load::<R, P>(a);
-        let x = a.x.cast::<i32>();
         for s in 0..a.steps {
+            let x = a.x.add(s / LINE * R * LINE + s % LINE).cast::<i32>();
             let mut w = [_mm512_setzero_si512(); P];
             for p in 0..P {
                 w[p] = _mm512_loadu_si512(a.w[p].add(s * 64).cast());
             }
-            prefetch::<R, P>(&a.w, s * 64);
+            prefetch::<P>(&a.w, s * 64);
             for r in 0..R {
-                let v = _mm512_set1_epi32(*x.add(s * R + r));
+                let v = _mm512_set1_epi32(*x.add(r * LINE));
                 for p in 0..P {
                     c[r][p] = _mm512_dpbf16_ps(c[r][p], pairs(w[p]), pairs(v));
                 }
@@ -112,7 +110,8 @@ unsafe fn bf16_wide<const R: usize, const P: usize>(a: &TileArgs) {
         let mut c = load::<R, P>(a);
         let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         for s in 0..a.steps {
-            prefetch::<R, P>(&a.w, s * 64);
+            let x = a.x.add(2 * s / LINE * R * LINE + 2 * s % LINE);
+            prefetch::<P>(&a.w, s * 64);
             for odd in 0..2 {
                 let mut w = [_mm512_setzero_ps(); P];
                 for p in 0..P {
@@ -124,7 +123,7 @@ unsafe fn bf16_wide<const R: usize, const P: usize>(a: &TileArgs) {
                     });
                 }
                 for r in 0..R {
-                    let v = _mm512_set1_ps(*a.x.add((2 * s + odd) * R + r));
+                    let v = _mm512_set1_ps(*x.add(r * LINE + odd));
                     for p in 0..P {
                         c[r][p] = _mm512_fmadd_ps(v, w[p], c[r][p]);
                     }
@@ -141,15 +140,16 @@ unsafe fn f16<const R: usize, const P: usize>(a: &TileArgs) {
     unsafe {
         let mut c = load::<R, P>(a);
         for s in 0..a.steps {
+            let x = a.x.add(s / LINE * R * LINE + s % LINE);
             let mut w = [_mm512_setzero_ps(); P];
             for p in 0..P {
                 w[p] = _mm512_cvtph_ps(_mm256_loadu_si256(a.w[p].add(s * 32).cast()));
             }
             if s % 2 == 0 {
-                prefetch::<R, P>(&a.w, s * 32);
+                prefetch::<P>(&a.w, s * 32);
             }
             for r in 0..R {
-                let v = _mm512_set1_ps(*a.x.add(s * R + r));
+                let v = _mm512_set1_ps(*x.add(r * LINE));
                 for p in 0..P {
                     c[r][p] = _mm512_fmadd_ps(v, w[p], c[r][p]);
                 }
@@ -165,13 +165,14 @@ unsafe fn f32<const R: usize, const P: usize>(a: &TileArgs) {
     unsafe {
         let mut c = load::<R, P>(a);
         for s in 0..a.steps {
+            let x = a.x.add(s / LINE * R * LINE + s % LINE);
             let mut w = [_mm512_setzero_ps(); P];
             for p in 0..P {
                 w[p] = _mm512_loadu_ps(a.w[p].add(s * 64).cast());
             }
-            prefetch::<R, P>(&a.w, s * 64);
+            prefetch::<P>(&a.w, s * 64);
             for r in 0..R {
-                let v = _mm512_set1_ps(*a.x.add(s * R + r));
+                let v = _mm512_set1_ps(*x.add(r * LINE));
                 for p in 0..P {
                     c[r][p] = _mm512_fmadd_ps(v, w[p], c[r][p]);
                 }

@@ -102,18 +102,14 @@ const BLOCK_K: usize = 2048;
 const GROUP_FEW: usize = 4;
 const GROUP_MANY: usize = 8;
 
-fn words_per_row(kind: Kind, k: usize) -> usize {
-    k.div_ceil(kind.k_per_step()) * kind.x_words()
-}
-
 fn rows_per_block(kind: Kind, m: usize, k: usize) -> usize {
-    let fits = BLOCK_WORDS / words_per_row(kind, k).max(1) / MAX_ROWS * MAX_ROWS;
+    let fits = BLOCK_WORDS / kind.row_words(k).max(1) / MAX_ROWS * MAX_ROWS;
     fits.clamp(MAX_ROWS, BLOCK_ROWS).min(m)
 }
 
 fn scratch_words(kind: Kind, m: usize, k: usize) -> usize {
     let rows = rows_per_block(kind, m, k);
-    rows * words_per_row(kind, k) + 2 * rows * MAX_PANELS * PANEL
+    rows * kind.row_words(k) + 2 * rows * MAX_PANELS * PANEL
 }
 
 /// Upper bound of [`Kernel::scratch_len`] over all `m <= max_m`.
@@ -178,9 +174,9 @@ impl<'a> Gemm<'a> {
     /// Packs the rows of one row block, tile after tile.
     ///
     /// # Safety
-    /// `out` holds `rows * words_per_row` words.
+    /// `out` holds `rows * row_words` words.
     unsafe fn pack_rows(&self, first: usize, rows: usize, out: *mut f32) {
-        let words = words_per_row(self.kind, self.args.k);
+        let words = self.kind.row_words(self.args.k);
         let a = &self.args;
         with_float!(a.x.dtype(), T => a.path.run(|| {
             for (r0, n) in tiles(rows) {
@@ -208,7 +204,7 @@ impl<'a> Gemm<'a> {
     ) -> *mut f32 {
         let Shape { slices, slice_k, .. } = self.shape;
         let (a, kind) = (&self.args, self.kind);
-        let words = words_per_row(kind, a.k);
+        let words = kind.row_words(a.k);
         let panel = panel_bytes(a.x.dtype(), a.k);
         let len = rows * np * PANEL;
         for slice in 0..slices {
@@ -306,7 +302,7 @@ impl Kernel for Gemm<'_> {
     unsafe fn run(&self, units: Range<usize>, scratch: &mut [f32]) {
         assert!(units.end <= self.units() && scratch.len() >= self.scratch_len());
         let Shape { panels, block_rows, group, groups, .. } = self.shape;
-        let (x, sums) = scratch.split_at_mut(block_rows * words_per_row(self.kind, self.args.k));
+        let (x, sums) = scratch.split_at_mut(block_rows * self.kind.row_words(self.args.k));
         let (part, total) = sums.split_at_mut(block_rows * MAX_PANELS * PANEL);
         let mut packed = usize::MAX;
         for unit in units {

@@ -1,6 +1,6 @@
 //! Portable tiles: products and sums unfused, 16 features side by side.
 
-use super::tile::{Kind, TileArgs};
+use super::tile::{Kind, LINE, TileArgs};
 use crate::convert::{bf16_bits_to_f32, f16_bits_to_f32};
 
 /// # Safety
@@ -27,14 +27,7 @@ pub(super) unsafe fn run(kind: Kind, rows: usize, panels: usize, a: &TileArgs) {
 }
 
 #[inline(always)]
-unsafe fn load<const N: usize>(
-    rows: usize,
-    panels: usize,
-    r: usize,
-    p: usize,
-    a: &TileArgs,
-) -> [[f32; 16]; N] {
-    let _ = rows;
+unsafe fn load<const N: usize>(panels: usize, r: usize, p: usize, a: &TileArgs) -> [[f32; 16]; N] {
     let mut acc = [[0.0; 16]; N];
     if a.resume {
         for i in 0..N {
@@ -56,12 +49,12 @@ unsafe fn store<const N: usize>(panels: usize, r: usize, p: usize, a: &TileArgs,
 unsafe fn f32_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usize, a: &TileArgs) {
     // SAFETY: the caller's pointers cover `steps`.
     unsafe {
-        let mut acc = load::<N>(rows, panels, r, p, a);
+        let mut acc = load::<N>(panels, r, p, a);
         let w = a.w[p].cast::<[f32; 16]>();
         for s in 0..a.steps {
             let w = &*w.add(s);
             for i in 0..N {
-                let x = *a.x.add(s * rows + r + i);
+                let x = *a.x.add((s / LINE * rows + r + i) * LINE + s % LINE);
                 for l in 0..16 {
                     acc[i][l] += x * w[l];
                 }
@@ -74,12 +67,12 @@ unsafe fn f32_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usiz
 unsafe fn f16_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usize, a: &TileArgs) {
     // SAFETY: the caller's pointers cover `steps`.
     unsafe {
-        let mut acc = load::<N>(rows, panels, r, p, a);
+        let mut acc = load::<N>(panels, r, p, a);
         let w = a.w[p].cast::<[u16; 16]>();
         for s in 0..a.steps {
             let w = (*w.add(s)).map(f16_bits_to_f32);
             for i in 0..N {
-                let x = *a.x.add(s * rows + r + i);
+                let x = *a.x.add((s / LINE * rows + r + i) * LINE + s % LINE);
                 for l in 0..16 {
                     acc[i][l] += x * w[l];
                 }
@@ -92,18 +85,19 @@ unsafe fn f16_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usiz
 unsafe fn bf16_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usize, a: &TileArgs) {
     // SAFETY: the caller's pointers cover `steps`.
     unsafe {
-        let mut acc = load::<N>(rows, panels, r, p, a);
+        let mut acc = load::<N>(panels, r, p, a);
         let w = a.w[p].cast::<[u32; 16]>();
         for s in 0..a.steps {
             let pair = *w.add(s);
+            let line = a.x.add((2 * s / LINE * rows + r) * LINE + 2 * s % LINE);
             let even = pair.map(|v| bf16_bits_to_f32(v as u16));
             let odd = pair.map(|v| f32::from_bits(v & 0xffff_0000));
             for i in 0..N {
-                let x = *a.x.add(2 * s * rows + r + i);
+                let x = *line.add(i * LINE);
                 for l in 0..16 {
                     acc[i][l] += x * even[l];
                 }
-                let x = *a.x.add((2 * s + 1) * rows + r + i);
+                let x = *line.add(i * LINE + 1);
                 for l in 0..16 {
                     acc[i][l] += x * odd[l];
                 }

@@ -12,6 +12,9 @@ pub(crate) const MAX_PANELS: usize = 4;
 /// Rows up to which a tile may have `MAX_PANELS` panels; above, 2.
 pub(crate) const WIDE_ROWS: usize = 6;
 
+/// Words of packed x that stand together per row: a cache line.
+pub(crate) const LINE: usize = 16;
+
 /// Operand types of a tile. `steps` counts pairs of k for bf16 panels and single k otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -52,6 +55,11 @@ impl Kind {
         }
     }
 
+    /// Words of a packed row of depth `k`, whole cache lines.
+    pub(crate) fn row_words(self, k: usize) -> usize {
+        (k.div_ceil(self.k_per_step()) * self.x_words()).next_multiple_of(LINE)
+    }
+
     /// Bytes of a panel per step.
     pub(crate) fn w_bytes(self) -> usize {
         match self {
@@ -61,7 +69,7 @@ impl Kind {
     }
 }
 
-/// A tile call: `x` is `[steps][x_words][rows]` words, `w[p]` is panel p at its first step, `acc` is
+/// A tile call: `x` is `[words / 16][rows][16]` words, `x_words` per step in ascending order; `w[p]` is panel p at its first step, `acc` is
 /// `[rows][panels][16]` f32, read first when `resume`, always written.
 pub(crate) struct TileArgs {
     pub x: *const f32,
@@ -86,11 +94,12 @@ pub(crate) unsafe fn run(path: IsaPath, kind: Kind, rows: usize, panels: usize, 
     }
 }
 
-/// Packs `rows` rows of x (`x[r * stride + c]`, `c < k`) to the form that tiles of `kind` read: `[steps][words][rows]`.
-/// An odd last k of a pair is zero. `T` is the element type of x.
+/// Packs `rows` rows of x (`x[r * stride + c]`, `c < k`) to the form that tiles of `kind` read: `[row_words / 16][rows][16]`
+/// words, the rest of the last line zero. Lines of one step stand together: rows a power of two apart would share few
+/// cache sets.
 ///
 /// # Safety
-/// The rows are readable; `out` holds `steps * words * rows` words.
+/// The rows are readable; `out` holds `row_words(k) * rows` words.
 #[inline(always)]
 pub(crate) unsafe fn pack_x<T: crate::Element>(
     kind: Kind,
@@ -100,40 +109,42 @@ pub(crate) unsafe fn pack_x<T: crate::Element>(
     k: usize,
     out: *mut f32,
 ) {
-    // 16 words (a cache line of pairs) at a time per row: rows a power of two apart share few cache sets.
-    const BLOCK: usize = 32;
-    let full = k - k % BLOCK;
-    for c0 in (0..full).step_by(BLOCK) {
-        for r in 0..rows {
-            // SAFETY: c0 + BLOCK <= k.
-            unsafe {
-                let src = x.add(r * stride + c0);
-                if kind == Kind::Bf16Pairs {
-                    let dst = out.cast::<u32>().add((c0 / 2) * rows + r);
-                    let src = src.cast::<u32>();
-                    for j in 0..BLOCK / 2 {
-                        *dst.add(j * rows) = src.add(j).read_unaligned();
-                    }
-                } else {
-                    let dst = out.add(c0 * rows + r);
-                    for j in 0..BLOCK {
-                        *dst.add(j * rows) = (*src.add(j)).to_f32();
-                    }
-                }
-            }
-        }
+    for r in 0..rows {
+        // SAFETY: row r of x and of the packed tile.
+        unsafe { pack_row(kind, std::slice::from_raw_parts(x.add(r * stride), k), r, rows, out) };
     }
-    let end = k.next_multiple_of(kind.k_per_step());
-    for c in full..end {
-        for r in 0..rows {
-            // SAFETY: reads stay below k; writes below the padded k.
-            unsafe {
-                if kind == Kind::Bf16Pairs {
-                    let v = if c < k { *x.add(r * stride + c).cast::<u16>() } else { 0 };
-                    *out.cast::<u16>().add(((c / 2) * rows + r) * 2 + c % 2) = v;
-                } else {
-                    *out.add(c * rows + r) = if c < k { (*x.add(r * stride + c)).to_f32() } else { 0.0 };
-                }
+}
+
+/// Row `r` of `rows` of a packed tile.
+///
+/// # Safety
+/// `out` holds `row_words(k) * rows` words; `kind` is `Bf16Pairs` only for bf16.
+#[inline(always)]
+pub(crate) unsafe fn pack_row<T: crate::Element>(kind: Kind, x: &[T], r: usize, rows: usize, out: *mut f32) {
+    // SAFETY: line b of row r; the kind says how many elements fill a line.
+    unsafe {
+        if kind == Kind::Bf16Pairs {
+            let x = std::slice::from_raw_parts(x.as_ptr().cast::<u16>(), x.len());
+            let (lines, tail) = x.as_chunks::<{ 2 * LINE }>();
+            let out = out.cast::<[u16; 2 * LINE]>();
+            for (b, line) in lines.iter().enumerate() {
+                *out.add(b * rows + r) = *line;
+            }
+            if !tail.is_empty() {
+                let mut line = [0; 2 * LINE];
+                line[..tail.len()].copy_from_slice(tail);
+                *out.add(lines.len() * rows + r) = line;
+            }
+        } else {
+            let (lines, tail) = x.as_chunks::<LINE>();
+            let out = out.cast::<[f32; LINE]>();
+            for (b, line) in lines.iter().enumerate() {
+                *out.add(b * rows + r) = line.map(|v| v.to_f32());
+            }
+            if !tail.is_empty() {
+                let mut line = [0.0; LINE];
+                line.iter_mut().zip(tail).for_each(|(l, v)| *l = v.to_f32());
+                *out.add(lines.len() * rows + r) = line;
             }
         }
     }
