@@ -5,8 +5,8 @@ use std::fs;
 
 use lathe_ir::driver::{Pass, Precision, Rule, drive};
 use lathe_ir::{Graph, verify};
-use lathe_plan::Tables;
 use lathe_plan::schema::{CacheKind, Operand, Place, Program};
+use lathe_plan::{MemoryReport, MemoryRequest, Tables};
 
 use crate::checkpoint::TensorSource;
 use crate::emit;
@@ -99,6 +99,11 @@ pub fn compile(
         duplicated_bytes: weights.duplicated_bytes(),
     });
     run.outcome.plan_bytes = Some(written.file_bytes);
+    if let Some(decoder) = tables.programs.first() {
+        let request = MemoryRequest { threads: options.threads as u64, kv_tokens: None };
+        run.outcome.memory_report =
+            Some(MemoryReport::new(&tables.card, decoder, written.weight_bytes, request));
+    }
     observer.phase_ended(Phase::Emit);
     Ok(run.outcome)
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use lathe_compiler::import::import;
 use lathe_compiler::options::Options;
 use lathe_compiler::passes::{
-    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_SILU_MUL, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS, MERGE_GATE_UP,
-    MERGE_QKV, REMOVE_DEAD,
+    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_SILU_MUL, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS,
+    MERGE_GATE_UP, MERGE_QKV, REMOVE_DEAD,
 };
 use lathe_ir::arbitrary::{Decoder, compare, decoders};
 use lathe_ir::driver::{Pass, Precision, Rule, drive};
@@ -31,13 +31,18 @@ type Weights = BTreeMap<String, Tensor>;
 
 /// Applies everything, one after another, comparing each time. Returns how often each rule applied, and whether every
 /// application was exact.
-fn held_to_the_interpreter(graph: &Graph, weights: &Weights, steps: &[Batch]) -> Result<(Vec<usize>, bool), String> {
+fn held_to_the_interpreter(
+    graph: &Graph,
+    weights: &Weights,
+    steps: &[Batch],
+) -> Result<(Vec<usize>, bool), String> {
     let mut counts = Vec::new();
     let mut all_exact = true;
     let pass = |pass: &Pass, before: &Graph| -> Result<Graph, String> {
         let mut after = before.clone();
         (pass.run)(&mut after).map_err(|e| e.to_string())?;
-        compare(before, &after, weights, steps, pass.precision).map_err(|why| format!("{}: {why}", pass.name))?;
+        compare(before, &after, weights, steps, pass.precision)
+            .map_err(|why| format!("{}: {why}", pass.name))?;
         Ok(after)
     };
     let mut graph = pass(&FOLD_CONSTANTS, graph)?;
@@ -46,7 +51,8 @@ fn held_to_the_interpreter(graph: &Graph, weights: &Weights, steps: &[Batch]) ->
         let report = drive(&mut after, &[rule]).map_err(|e| e.to_string())?;
         let exact = report.applied.iter().all(|a| a.precision == Precision::Exact);
         let precision = if exact { Precision::Exact } else { rule.precision };
-        compare(&graph, &after, weights, steps, precision).map_err(|why| format!("{}: {why}\n{after}", rule.name))?;
+        compare(&graph, &after, weights, steps, precision)
+            .map_err(|why| format!("{}: {why}\n{after}", rule.name))?;
         counts.push(report.count(rule.name));
         all_exact &= exact;
         graph = after;
@@ -70,7 +76,8 @@ proptest! {
 fn every_rule_applies_to_a_plain_decoder() {
     let decoder = Decoder::plain(7);
     let graph = decoder.graph().unwrap();
-    let (counts, exact) = held_to_the_interpreter(&graph, &decoder.weights(&graph), &decoder.steps()).unwrap();
+    let (counts, exact) =
+        held_to_the_interpreter(&graph, &decoder.weights(&graph), &decoder.steps()).unwrap();
     // Two layers: the rows move up through head, norm, and o, add, norm, gate, up, silu, mul, down, add.
     assert_eq!(counts, [11, 2, 2, 2, 2, 4]);
     assert!(exact);
@@ -121,7 +128,12 @@ fn imported_checkpoints_keep_their_logits() {
             true,
         ),
         // Deep and narrow: the merged gate and up projection is cut into fewer K slices than its parts.
-        (json!({"hidden_size": 2048, "head_dim": 16, "intermediate_size": 2100}), DType::BF16, Options::default(), false),
+        (
+            json!({"hidden_size": 2048, "head_dim": 16, "intermediate_size": 2100}),
+            DType::BF16,
+            Options::default(),
+            false,
+        ),
     ];
     for (change, dtype, options, want_exact) in rows {
         let config = common::config(change.clone());
@@ -129,7 +141,8 @@ fn imported_checkpoints_keep_their_logits() {
         let checkpoint = common::Dir::new(&config, &stored).open().unwrap();
         let imported = import(&checkpoint, &options).unwrap();
         let steps = steps(config["vocab_size"].as_i64().unwrap() as i32);
-        let (counts, exact) = held_to_the_interpreter(&imported.graph, &weights(&stored, dtype), &steps).unwrap();
+        let (counts, exact) =
+            held_to_the_interpreter(&imported.graph, &weights(&stored, dtype), &steps).unwrap();
         let layers = config["num_hidden_layers"].as_u64().unwrap() as usize;
         assert_eq!(counts, [11, layers, layers, layers, layers, 2 * layers], "{change}");
         assert_eq!(exact, want_exact, "{change}");
