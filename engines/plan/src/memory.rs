@@ -188,9 +188,9 @@ mod tests {
             "weights             22.2 KiB  mapped from the plan\n\
              activations          5.9 KiB  logits 640 B of it\n\
              kv pool             16.0 KiB  8 blocks of 32 positions, 2.0 KiB each\n\
-             kernel scratch     128.0 KiB  2 threads\n\
+             kernel scratch     512.0 KiB  2 threads\n\
              sampler            167.6 KiB\n\
-             allocated          317.5 KiB\n"
+             allocated          701.5 KiB\n"
         );
     }
 

@@ -162,7 +162,7 @@ fn decoder(weights: &[Weight]) -> Program {
         logits: buf(logits),
         buffers,
         arena_bytes,
-        scratch_bytes: 1 << 16,
+        scratch_bytes: 1 << 18,
         cache_groups: vec![CacheGroup {
             kind: CacheKind::Paged { block, window: None },
             replay_exact: true,

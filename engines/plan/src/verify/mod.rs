@@ -22,7 +22,8 @@
 //! - logits: a buffer, `f32[r, vocab_size]`, written and not overwritten
 //! - self-test: ids below the vocabulary, positions within the prompt, as many logits as promised, all finite
 //!
-//! Not here: what a kernel makes of its operands and parameters (the engine knows), whether strings are text
+//! Not here: what a kernel makes of its operands and parameters (the engine knows), whether a launch writes all of a
+//! buffer that a later one reads (stale activations at worst, never bytes outside of the arena), whether strings are text
 //! (the codec), whether the weights' bytes match their hashes (`Plan::verify_weights`).
 //!
 //! Coefficients are unsigned, so a size is largest at the symbols' bounds; where two sizes are compared, the
