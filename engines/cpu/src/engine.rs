@@ -28,6 +28,8 @@ pub struct CpuOptions {
     pub kv_bytes: Option<u64>,
     /// Program of the plan to run; `None` is `decoder`.
     pub program: Option<String>,
+    /// Most bytes to allocate, mapped weights left out; `None` takes what the system says is available.
+    pub memory_limit: Option<u64>,
 }
 
 /// Where the engine is between `submit` and `collect`.
@@ -158,7 +160,7 @@ impl CpuEngine {
                 },
             ],
         };
-        if let Some(available) = region::available()
+        if let Some(available) = options.memory_limit.or_else(region::available)
             && report.allocated() > available
         {
             return Err(fit(

@@ -1,5 +1,7 @@
 //! Runs a bound program's calls over one step.
 
+use std::time::Instant;
+
 use lathe_api::EngineError;
 use lathe_kernels::attention::{Attention, AttentionArgs};
 use lathe_kernels::embedding::{Embedding, EmbeddingArgs, TableLayout};
@@ -15,6 +17,10 @@ use lathe_plan::schema::Layout;
 use crate::pool::Pool;
 use crate::program::{Bound, Call, Heads, Region, Rows, WeightRef};
 use crate::region::Memory;
+
+/// Target of the trace event of every kernel call, with fields `kernel`, `node` and `nanos`; costs nothing unless a
+/// subscriber asks for it.
+pub const LAUNCH_EVENTS: &str = "lathe_cpu::launch";
 
 /// Per-thread working memory of the kernels, one cache-line-aligned slice per worker.
 pub struct Scratch {
@@ -134,9 +140,15 @@ impl Machine<'_> {
     /// # Errors
     /// `Failed` with the value that was being computed: a checked plan and step cannot cause it.
     pub fn run(&self, pool: &mut Pool, bound: &Bound, step: &StepData<'_>) -> Result<(), EngineError> {
+        let timed = tracing::enabled!(target: LAUNCH_EVENTS, tracing::Level::TRACE);
         for (node, call) in &bound.calls {
+            let start = timed.then(Instant::now);
             self.call(pool, bound, step, call)
                 .map_err(|e| EngineError::Failed(format!("computing {node}: {e}")))?;
+            if let Some(start) = start {
+                let nanos = start.elapsed().as_nanos() as u64;
+                tracing::trace!(target: LAUNCH_EVENTS, kernel = call.kernel(), node = node.as_str(), nanos);
+            }
         }
         Ok(())
     }

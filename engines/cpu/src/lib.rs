@@ -9,4 +9,5 @@ mod region;
 mod sampler;
 
 pub use engine::{CpuEngine, CpuOptions};
+pub use execute::LAUNCH_EVENTS;
 pub use lathe_kernels::Isa;

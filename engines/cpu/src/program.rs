@@ -66,6 +66,21 @@ pub enum Call {
     GatherRows { x: Region, out: Region },
 }
 
+impl Call {
+    /// The kernel's name in a plan.
+    pub fn kernel(&self) -> &'static str {
+        match self {
+            Call::Embedding { .. } => "embedding",
+            Call::RmsNorm { .. } => "rms_norm",
+            Call::AddRmsNorm { .. } => "add_rms_norm",
+            Call::Gemm { .. } => "gemm",
+            Call::RopeAppend { .. } => "rope_append",
+            Call::Attention { .. } => "attention",
+            Call::GatherRows { .. } => "gather_rows",
+        }
+    }
+}
+
 /// A program that is ready to run.
 #[derive(Debug)]
 pub struct Bound {
@@ -245,6 +260,11 @@ impl<'a> Binder<'a> {
                 && cache.head_dim as usize == head_dim
                 && cache.dtype.is_float(),
             "cache layer has other heads than the launch",
+        )?;
+        let stride = self.program.cache_groups[0].bytes_per_block;
+        self.require(
+            cache.offset.is_multiple_of(64) && stride.is_multiple_of(64),
+            "cache layer or block does not start on a multiple of 64 bytes",
         )?;
         Ok(Heads { heads, kv_heads, head_dim, cache_offset: cache.offset as usize, cache_dtype: cache.dtype })
     }
