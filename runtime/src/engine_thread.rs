@@ -70,12 +70,14 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
 }
 
-/// Starts the thread. It ends on [`EngineHandle::stop`] or when the engine fails.
+/// Starts the thread. It ends on [`EngineHandle::stop`] or when the engine fails. `prepare` runs on it before the
+/// first step, while requests may already be submitted.
 ///
 /// # Errors
 /// Sizes under which the scheduler cannot promise progress, or no thread.
-pub fn start(
-    engine: Box<dyn Engine>,
+pub fn start<E: Engine + 'static>(
+    engine: E,
+    prepare: impl FnOnce(&E) -> Result<(), EngineError> + Send + 'static,
     policy: Policy,
     metrics: Arc<Metrics>,
 ) -> Result<(EngineHandle, std::thread::JoinHandle<()>), StartError> {
@@ -100,9 +102,13 @@ pub fn start(
     });
     metrics.set_cache(info.n_blocks, info.block_tokens);
     let health = shared.health.clone();
-    let mut work = EngineThread::new(engine, &info, scheduler, metrics);
+    let mut work = EngineThread::new(&info, scheduler, metrics);
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-        let outcome = catch_unwind(AssertUnwindSafe(|| work.run(&inbox)));
+        let mut engine = engine;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            prepare(&engine).map_err(|e| e.to_string())?;
+            work.run(&mut engine, &inbox)
+        }));
         let reason = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(reason)) => reason,
@@ -269,7 +275,6 @@ struct RowUse {
 }
 
 struct EngineThread {
-    engine: Box<dyn Engine>,
     max_seq_len: u32,
     scheduler: Scheduler,
     metrics: Arc<Metrics>,
@@ -288,11 +293,10 @@ struct EngineThread {
 const MAX_EMPTY_STEPS: u32 = 3;
 
 impl EngineThread {
-    fn new(engine: Box<dyn Engine>, info: &EngineInfo, scheduler: Scheduler, metrics: Arc<Metrics>) -> Self {
+    fn new(info: &EngineInfo, scheduler: Scheduler, metrics: Arc<Metrics>) -> Self {
         let (batch, rows) = (info.max_batch as usize, info.max_sample_rows as usize);
         let blocks_per_seq = info.max_seq_len.div_ceil(info.block_tokens).min(info.n_blocks) as usize;
         EngineThread {
-            engine,
             max_seq_len: info.max_seq_len,
             scheduler,
             metrics,
@@ -307,7 +311,7 @@ impl EngineThread {
         }
     }
 
-    fn run(&mut self, inbox: &mpsc::Receiver<Message>) -> Result<(), String> {
+    fn run(&mut self, engine: &mut dyn Engine, inbox: &mpsc::Receiver<Message>) -> Result<(), String> {
         loop {
             if self.scheduler.is_idle() {
                 self.publish();
@@ -322,7 +326,7 @@ impl EngineThread {
                 }
             }
             if !self.scheduler.is_idle() {
-                self.run_step()?;
+                self.run_step(engine)?;
                 self.publish();
             }
         }
@@ -422,14 +426,14 @@ impl EngineThread {
         self.metrics.set_load(&self.scheduler.stats());
     }
 
-    fn run_step(&mut self) -> Result<(), String> {
+    fn run_step(&mut self, engine: &mut dyn Engine) -> Result<(), String> {
         self.scheduler.schedule(&mut self.step);
         for id in &self.step.preempted {
             if let Some(sequence) = self.live.get_mut(id) {
                 sequence.n_preemptions += 1;
             }
         }
-        self.fill_plan()?;
+        self.fill_plan(engine)?;
         if self.plan.seqs.is_empty() {
             self.n_empty_steps += 1;
             if self.n_empty_steps > MAX_EMPTY_STEPS && !self.scheduler.is_idle() {
@@ -439,9 +443,9 @@ impl EngineThread {
         }
         self.n_empty_steps = 0;
         let fault = |stage: &str, e: EngineError| format!("{stage}: {e}");
-        let ticket = self.engine.submit(&self.plan).map_err(|e| fault("submit", e))?;
-        self.engine.sample(ticket, None).map_err(|e| fault("sample", e))?;
-        self.engine.collect(ticket, &mut self.output).map_err(|e| fault("collect", e))?;
+        let ticket = engine.submit(&self.plan).map_err(|e| fault("submit", e))?;
+        engine.sample(ticket, None).map_err(|e| fault("sample", e))?;
+        engine.collect(ticket, &mut self.output).map_err(|e| fault("collect", e))?;
         if self.output.rows.len() != self.plan.rows.len() {
             return Err(format!(
                 "collect: {} rows came back for {}",
@@ -453,7 +457,7 @@ impl EngineThread {
         self.deliver()
     }
 
-    fn fill_plan(&mut self) -> Result<(), String> {
+    fn fill_plan(&mut self, engine: &mut dyn Engine) -> Result<(), String> {
         let now = Instant::now();
         let plan = &mut self.plan;
         plan.clear();
@@ -472,7 +476,7 @@ impl EngineThread {
                     logit_bias: &seq.spec.logit_bias,
                     stop_ids: &seq.spec.stop_ids,
                 };
-                match self.engine.bind(slot, state) {
+                match engine.bind(slot, state) {
                     Ok(()) => {}
                     Err(EngineError::Request(reason)) => {
                         let choice = seq.choice;

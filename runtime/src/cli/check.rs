@@ -24,6 +24,10 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
     let plan = load::plan(&path(matches, "plan"))?;
     let card = plan.card();
     say(format!("plan      {} ({}), {}", card.name, card.architecture, format_bytes(plan.file_bytes())))?;
+    let report = load::memory_report(&plan, &engine_settings).map(|r| r.to_string()).unwrap_or_default();
+    for line in report.lines() {
+        say(format!("memory    {line}"))?;
+    }
     let engine = load::engine(&plan, &engine_settings)?;
     let info = engine.info().clone();
     drop(engine);
@@ -32,10 +36,6 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
         "limits    {} sequences, {} tokens a step, {} tokens a sequence, {} KV blocks of {}",
         info.max_batch, info.max_num_tokens, info.max_seq_len, info.n_blocks, info.block_tokens
     ))?;
-    let memory = load::memory_lines(&info);
-    for line in &memory {
-        say(format!("memory    {line}"))?;
-    }
     plan.verify_weights(|_| {}).map_err(faults::plan)?;
     say(format!("hashes    {} weights are intact", plan.weights().len()))?;
     let text = match plan.tokenizer_json() {
@@ -62,14 +62,14 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
         let lines = info.memory.lines.iter();
         let memory: Vec<Value> =
             lines.map(|l| json!({"name": l.name, "bytes": l.bytes, "mapped": l.mapped})).collect();
-        let report = json!({
+        let result = json!({
             "name": card.name, "path": info.path, "threads": info.threads, "memory": memory,
             "allocated_bytes": info.memory.allocated(), "weights": plan.weights().len(), "tokenizer": text,
             "self_test": outcome.map(|r| json!({
                 "logits": r.n_logits, "largest_difference": r.largest, "tolerance": r.tolerance,
             })),
         });
-        print(&format!("{report}\n"))?;
+        print(&format!("{result}\n"))?;
     }
     Ok(Exit::Ok)
 }

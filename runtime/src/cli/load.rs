@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use lathe_api::{Engine, EngineInfo};
+use lathe_api::Engine;
 use lathe_cpu::{CpuEngine, CpuOptions, Isa};
-use lathe_diagnostics::{Diagnostic, Exit, format_bytes, parse_bytes};
-use lathe_plan::Plan;
+use lathe_diagnostics::{Diagnostic, Exit, parse_bytes};
+use lathe_plan::{MemoryReport, MemoryRequest, Plan};
 use lathe_text::{TextModel, TokenizerConfig};
 
 use super::faults::{self, Outcome};
@@ -41,7 +41,7 @@ impl EngineSettings {
                     threads: settings.read("threads", at_least_one)?.unwrap_or(0) as usize,
                     isa: settings.parse::<Isa>("isa")?,
                     kv_bytes: settings.read("kv-memory", parse_bytes)?,
-                    program: None,
+                    ..CpuOptions::default()
                 },
                 chunk_limit: settings.read("prefill-chunk", at_least_one)?,
             })
@@ -120,17 +120,18 @@ pub fn stem(path: &Path) -> String {
     path.file_stem().map_or_else(|| "engine".to_owned(), |s| s.to_string_lossy().into_owned())
 }
 
-/// The memory report, one line per purpose and the sum.
-pub fn memory_lines(info: &EngineInfo) -> Vec<String> {
-    let mut lines: Vec<String> = info
-        .memory
-        .lines
-        .iter()
-        .map(|line| {
-            let mapped = if line.mapped { ", mapped from the plan" } else { "" };
-            format!("{:>10}  {}{mapped}", format_bytes(line.bytes), line.name)
-        })
-        .collect();
-    lines.push(format!("{:>10}  allocated in all", format_bytes(info.memory.allocated())));
-    lines
+/// The whole memory report, before anything of it is taken.
+pub fn memory_report(plan: &Plan, settings: &EngineSettings) -> Option<MemoryReport> {
+    // An engine that does not find the program says so itself.
+    let program = plan.program(settings.options.program.as_deref().unwrap_or("decoder"))?;
+    let threads = match settings.options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let card = plan.card();
+    let default = MemoryRequest { threads: threads as u64, kv_tokens: None };
+    let report = MemoryReport::new(card, program, plan.data_bytes(), default);
+    let kv_tokens =
+        settings.options.kv_bytes.map(|bytes| bytes / report.kv_block_bytes.max(1) * report.kv_block_tokens);
+    Some(MemoryReport::new(card, program, plan.data_bytes(), MemoryRequest { kv_tokens, ..default }))
 }

@@ -33,7 +33,7 @@ impl Session {
         let policy = Policy { max_queue: 4096, chunk_limit: settings.chunk_limit };
         let metrics = Arc::new(Metrics::new(model.max_seq_len));
         let (handle, thread) =
-            engine_thread::start(Box::new(engine), policy, metrics).map_err(faults::start)?;
+            engine_thread::start(engine, |_| Ok(()), policy, metrics).map_err(faults::start)?;
         Ok(Session { handle, model: Arc::new(model), thread })
     }
 

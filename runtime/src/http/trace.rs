@@ -16,7 +16,12 @@ pub struct Trace {
     completion_tokens: AtomicU32,
     /// Microseconds; 0: no token yet.
     first_token: AtomicU64,
+    /// Logged for debugging only.
+    is_probe: bool,
 }
+
+/// Routes that machines ask every second.
+const PROBES: [&str; 4] = ["/live", "/ready", "/health", "/metrics"];
 
 /// Status in the log of a request whose client went away before there was an answer (nginx' number).
 const CLIENT_CLOSED: u16 = 499;
@@ -24,7 +29,9 @@ const CLIENT_CLOSED: u16 = 499;
 impl Trace {
     /// Starts now.
     pub fn new(id: String, method: String, route: String) -> Self {
+        let is_probe = PROBES.contains(&route.as_str());
         Trace {
+            is_probe,
             id,
             method,
             route,
@@ -57,6 +64,11 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
+        if self.is_probe {
+            let status = self.status.load(Ordering::Relaxed);
+            tracing::debug!(id = self.id, route = self.route, status, "probe");
+            return;
+        }
         let first = self.first_token.load(Ordering::Relaxed);
         tracing::info!(
             id = self.id,
