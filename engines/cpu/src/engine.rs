@@ -9,6 +9,7 @@ use lathe_api::{
 use lathe_kernels::paged::{Batch, Sequence};
 use lathe_kernels::{Isa, IsaPath};
 use lathe_plan::Plan;
+use lathe_plan::memory::{MemoryReport as PlannedMemory, MemoryRequest};
 use lathe_plan::schema::{Limits, Program, Target};
 
 use crate::execute::{Machine, Scratch, StepData, scratch_len};
@@ -139,27 +140,14 @@ impl CpuEngine {
                 why: format!("kernels need {needed} bytes per thread, the plan reserves {scratch_bytes}"),
             });
         }
-        let report = MemoryReport {
-            lines: vec![
-                MemoryLine { name: "weights", bytes: plan.data_bytes(), mapped: true },
-                MemoryLine { name: "activations", bytes: program.arena_bytes, mapped: false },
-                MemoryLine {
-                    name: "kv pool",
-                    bytes: u64::from(n_blocks) * bound.block_bytes as u64,
-                    mapped: false,
-                },
-                MemoryLine {
-                    name: "kernel scratch",
-                    bytes: (threads * scratch_bytes.div_ceil(64) * 64) as u64,
-                    mapped: false,
-                },
-                MemoryLine {
-                    name: "sampler",
-                    bytes: Sampler::bytes(max_s, max_r, vocab, threads, max_len) as u64,
-                    mapped: false,
-                },
-            ],
+        // The plan's own sum, so that what compile printed is what holds here.
+        let request = MemoryRequest {
+            threads: threads as u64,
+            kv_tokens: Some(u64::from(n_blocks) * bound.block as u64),
         };
+        let planned = PlannedMemory::new(plan.card(), program, plan.data_bytes(), request);
+        let line = |(name, bytes, mapped)| MemoryLine { name, bytes, mapped };
+        let report = MemoryReport { lines: planned.lines().map(line).to_vec() };
         if let Some(available) = options.memory_limit.or_else(region::available)
             && report.allocated() > available
         {

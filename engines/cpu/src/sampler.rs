@@ -9,12 +9,9 @@ use lathe_api::{
 use lathe_kernels::IsaPath;
 use lathe_kernels::sampling::{self, Context, Params, Scratch, TopLogprob};
 
-use crate::pool::Pool;
+use lathe_plan::memory::{MAX_LOGIT_BIAS, MAX_STOP_IDS};
 
-/// Most biased ids per sequence; OpenAI's own limit is 300.
-const MAX_BIAS: usize = 1024;
-/// Most ids that end a sequence.
-const MAX_STOPS: usize = 128;
+use crate::pool::Pool;
 
 /// What drawing needs to know of one sequence.
 struct SlotHistory {
@@ -62,15 +59,10 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Bytes that `new` takes.
-    pub fn bytes(
-        max_batch: usize,
-        max_rows: usize,
-        vocab: usize,
-        threads: usize,
-        max_seq_len: usize,
-    ) -> usize {
-        let slot = (max_seq_len + 1) * 4 + MAX_BIAS * 8 + MAX_STOPS * 4 + size_of::<SlotHistory>();
+    /// Bytes that `new` takes; the plan's memory report allows for them.
+    #[cfg(test)]
+    fn bytes(max_batch: usize, max_rows: usize, vocab: usize, threads: usize, max_seq_len: usize) -> usize {
+        let slot = (max_seq_len + 1) * 4 + MAX_LOGIT_BIAS * 8 + MAX_STOP_IDS * 4 + size_of::<SlotHistory>();
         let row = size_of::<Answer>() + size_of::<SampleRow>() + size_of::<Option<u32>>();
         max_batch * slot + max_rows * row + threads * Scratch::bytes(vocab)
     }
@@ -91,8 +83,8 @@ impl Sampler {
                 .map(|_| SlotHistory {
                     ids: Vec::with_capacity(max_seq_len + 1),
                     prompt_len: 0,
-                    bias: Vec::with_capacity(MAX_BIAS),
-                    stops: Vec::with_capacity(MAX_STOPS),
+                    bias: Vec::with_capacity(MAX_LOGIT_BIAS),
+                    stops: Vec::with_capacity(MAX_STOP_IDS),
                 })
                 .collect(),
             scratch: PerIndex((0..threads).map(|_| UnsafeCell::new(Scratch::new(vocab))).collect()),
@@ -112,11 +104,11 @@ impl Sampler {
         if len > self.max_history {
             return Err(format!("{len} ids of history; {} fit", self.max_history));
         }
-        if state.logit_bias.len() > MAX_BIAS {
-            return Err(format!("{} biased ids; {MAX_BIAS} fit", state.logit_bias.len()));
+        if state.logit_bias.len() > MAX_LOGIT_BIAS {
+            return Err(format!("{} biased ids; {MAX_LOGIT_BIAS} fit", state.logit_bias.len()));
         }
-        if state.stop_ids.len() > MAX_STOPS {
-            return Err(format!("{} stop ids; {MAX_STOPS} fit", state.stop_ids.len()));
+        if state.stop_ids.len() > MAX_STOP_IDS {
+            return Err(format!("{} stop ids; {MAX_STOP_IDS} fit", state.stop_ids.len()));
         }
         if let Some((id, _)) = state.logit_bias.iter().find(|(id, _)| *id as usize >= self.vocab) {
             return Err(format!("bias on id {id}; the vocabulary has {}", self.vocab));
@@ -259,6 +251,31 @@ impl Sampler {
                 rank: i as u32 + 1,
             }));
             out.rows.push(RowOutput { token: answer.token, top_start, top_len: answer.n_top as u32 });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lathe_plan::memory::{MemoryReport, MemoryRequest};
+    use lathe_plan::testing::small_tables;
+
+    use super::*;
+
+    #[test]
+    fn the_plans_report_allows_for_the_sampler() {
+        let mut tables = small_tables(&[]);
+        for (batch, rows, vocab, len, threads) in
+            [(1, 1, 2, 1, 1), (32, 64, 128_256, 8192, 2), (256, 256, 515, 64, 64)]
+        {
+            let limits = &mut tables.card.limits;
+            (limits.max_batch, limits.max_sample_rows, limits.max_seq_len) = (batch, rows, len);
+            tables.card.vocab_size = vocab;
+            let request = MemoryRequest { threads, kv_tokens: None };
+            let allowed = MemoryReport::new(&tables.card, &tables.programs[0], 0, request).sampler;
+            let taken =
+                Sampler::bytes(batch as usize, rows as usize, vocab as usize, threads as usize, len as usize);
+            assert!(taken as u64 <= allowed, "{taken} of {allowed} for {vocab} ids");
         }
     }
 }
