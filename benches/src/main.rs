@@ -1,3 +1,57 @@
-//! Benchmarks: kernels, engine, serving, peers side by side.
+//! Benchmarks: kernels, engine, start, peers side by side. README.md says how to run them.
 
-fn main() {}
+mod cache;
+mod cases;
+mod kernels;
+mod machine;
+mod peer;
+mod peers;
+mod results;
+mod start;
+mod stats;
+mod trace;
+mod worker;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Lathe
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lathe and llama.cpp side by side on the CPU
+    Peers(peers::Args),
+    /// Each kernel beside the machine's bounds
+    Kernels(kernels::Args),
+    /// From exec to /ready and to the first token of `runtime serve`
+    Start(start::Args),
+    /// Runs the cases of standard input ("SEQUENCES PROMPT NEW" a line) on a plan, times to standard output
+    Worker {
+        /// Plan
+        plan: PathBuf,
+        /// Worker threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// Time per kernel and value, to standard error
+        #[arg(long)]
+        trace: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Peers(args) => peers::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
+        Command::Start(args) => start::run(&args),
+        Command::Worker { plan, threads, trace } => {
+            let trace = if trace { Some(trace::Trace::install()?) } else { None };
+            worker::serve(&plan, threads, trace.as_ref())
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Each kernel on the shapes of Llama-3.2-1B, beside bounds measured in the same run.
+
+mod attention;
+mod gemm;
+mod sampling;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use lathe_kernels::{Isa, IsaPath, Kernel};
+use serde::Serialize;
+
+use crate::machine::{Bounds, Machine, Others, QUIET, Roof};
+use crate::results;
+use crate::stats::Spread;
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Families; all unless named
+    #[arg(value_parser = ["gemm", "attention", "sampling"])]
+    families: Vec<String>,
+    /// Threads; sampling always takes one
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Runs of each problem
+    #[arg(long, default_value_t = 15)]
+    runs: usize,
+    /// Instruction set: avx512 or scalar; the fastest of this machine unless set
+    #[arg(long)]
+    isa: Option<String>,
+    /// Where to write the numbers; results/DATE-kernels-cpu.json unless set
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// A measured problem.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    seconds: Spread,
+    /// Bytes that must be read at least, GB/s; of the median time, as are the other rates.
+    gb_s: Option<f64>,
+    gflop_s: Option<f64>,
+    /// The larger of both rates' shares of the machine's bounds.
+    of_bound: Option<f64>,
+    /// Cores that others used meanwhile.
+    others: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    date: String,
+    commit: String,
+    machine: Machine,
+    threads: usize,
+    isa: String,
+    bounds: Bounds,
+    rows: Vec<Row>,
+}
+
+/// What a family measures with.
+struct Cx {
+    path: IsaPath,
+    threads: usize,
+    runs: usize,
+    bounds: Bounds,
+    rows: Vec<Row>,
+}
+
+impl Cx {
+    /// Times `f` after one run of warm-up, and prints the row.
+    fn row(
+        &mut self,
+        name: String,
+        bytes: Option<usize>,
+        flops: Option<usize>,
+        mut f: impl FnMut(),
+    ) -> Result<()> {
+        f();
+        let others = Others::start(&[])?;
+        let times = (0..self.runs.max(1)).map(|_| {
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        });
+        let Some(seconds) = Spread::of(times) else { return Ok(()) };
+        let others = others.cores()?;
+        let rate = |n: Option<usize>| n.map(|n| n as f64 / seconds.median / 1e9);
+        let (gb_s, gflop_s) = (rate(bytes), rate(flops));
+        let shares = [gb_s.map(|r| r / self.bounds.read), gflop_s.map(|r| r / self.bounds.bf16)];
+        let of_bound = shares.into_iter().flatten().filter(|s| s.is_finite()).reduce(f64::max);
+        let show = |r: Option<f64>, digits| r.map_or("-".into(), |r| format!("{r:.digits$}"));
+        println!(
+            "| {name} | {:.3} ({:.3}..{:.3}) | {} | {} | {} | {others:.2}{} |",
+            seconds.median * 1e3,
+            seconds.min * 1e3,
+            seconds.max * 1e3,
+            show(gb_s, 1),
+            show(gflop_s, 1),
+            show(of_bound, 2),
+            if others < QUIET { "" } else { " LOADED" }
+        );
+        self.rows.push(Row { name, seconds, gb_s, gflop_s, of_bound, others });
+        Ok(())
+    }
+}
+
+/// Runs a kernel's units in equal parts on the threads that `scratch` has slices for.
+fn launch(kernel: &dyn Kernel, scratch: &mut [Vec<f32>]) {
+    let (units, n) = (kernel.units(), scratch.len());
+    std::thread::scope(|s| {
+        for (t, scratch) in scratch.iter_mut().enumerate() {
+            scratch.resize(kernel.scratch_len(), 0.0);
+            // SAFETY: ranges are disjoint and all buffers outlive the scope.
+            s.spawn(move || unsafe { kernel.run(units * t / n..units * (t + 1) / n, scratch) });
+        }
+    });
+}
+
+/// Fills memory with pairs of pairs of bf16 around 0.01: no subnormals, no infinities.
+fn noise(words: &mut [u64]) {
+    for (i, w) in words.iter_mut().enumerate() {
+        *w = 0x3c00_bc10_3b80_bc40 ^ ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0x007f_007f_007f_007f);
+    }
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> Result<()> {
+    let path = match &args.isa {
+        None => IsaPath::detect(),
+        Some(name) => IsaPath::force(name.parse::<Isa>()?)?,
+    };
+    // As large as the largest weight, and larger than any cache.
+    let mut roof = Roof::new(128_256 * 2048 * 2);
+    let bounds = roof.measure(args.threads);
+    println!(
+        "{} threads, {}: read {:.1} GB/s, vdpbf16ps on registers {:.0} GFLOP/s\n",
+        args.threads,
+        path.isa(),
+        bounds.read,
+        bounds.bf16
+    );
+    println!(
+        "| problem | ms, median (min..max) | GB/s | GFLOP/s | of bound | others, cores |\n|---|---|---|---|---|---|"
+    );
+    noise(roof.words());
+    let mut cx = Cx { path, threads: args.threads, runs: args.runs, bounds, rows: vec![] };
+    let wanted = |family: &str| args.families.is_empty() || args.families.iter().any(|f| f == family);
+    if wanted("gemm") {
+        gemm::measure(&mut cx, roof.words())?;
+    }
+    if wanted("attention") {
+        attention::measure(&mut cx, roof.words())?;
+    }
+    if wanted("sampling") {
+        sampling::measure(&mut cx)?;
+    }
+    let report = Report {
+        date: results::date(),
+        commit: results::commit(),
+        machine: Machine::detect()?,
+        threads: args.threads,
+        isa: path.isa().to_string(),
+        bounds,
+        rows: cx.rows,
+    };
+    results::write(args.out.as_deref(), &format!("{}-kernels-cpu.json", report.date), &report)
+}

@@ -1,0 +1,149 @@
+//! Our engine behind the line protocol of `peer.rs`: loads once, then runs one case per line of standard input.
+
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use lathe_api::{
+    Engine, SampleRow, SamplingParams, SeqStep, Slot, SlotState, StepOutput, StepPlan, TokenSource, Wanted,
+};
+use lathe_cpu::{CpuEngine, CpuOptions};
+use lathe_plan::Plan;
+use lathe_plan::schema::Place;
+
+use crate::cases::Case;
+use crate::peer::{Hello, Timing};
+use crate::trace::Trace;
+
+/// An engine with the buffers of its steps.
+struct Bench {
+    engine: CpuEngine,
+    step: StepPlan,
+    out: StepOutput,
+    last: Vec<u32>,
+}
+
+impl Bench {
+    fn load(plan: Arc<Plan>, threads: usize) -> Result<Self> {
+        let engine = CpuEngine::load(plan, &CpuOptions { threads, ..CpuOptions::default() })?;
+        engine.warm()?;
+        let info = engine.info();
+        let (t, s) = (info.max_num_tokens as usize, info.max_batch as usize);
+        let step = StepPlan::with_capacity(t, s, s, info.n_blocks as usize);
+        let out = StepOutput::with_capacity(s);
+        Ok(Bench { engine, step, out, last: Vec::with_capacity(s) })
+    }
+
+    fn fits(&self, case: &Case) -> Result<()> {
+        let info = self.engine.info();
+        let blocks = case.sequences * (case.prompt + case.new).div_ceil(info.block_tokens);
+        ensure!(
+            case.sequences <= info.max_batch
+                && case.sequences * case.prompt <= info.max_num_tokens
+                && case.prompt + case.new <= info.max_seq_len
+                && blocks <= info.n_blocks,
+            "the case does not fit the plan's limits: {case:?}"
+        );
+        Ok(())
+    }
+
+    /// One step in which every sequence has `q_len` rows up to position `kv_len` and its last row is sampled.
+    fn step(&mut self, case: &Case, q_len: u32, kv_len: u32) -> Result<()> {
+        let per = (case.prompt + case.new).div_ceil(self.engine.info().block_tokens);
+        self.step.clear();
+        for s in 0..case.sequences {
+            match self.last.get(s as usize) {
+                Some(id) => self.step.tokens.push(TokenSource::Literal(*id)),
+                None => self.step.tokens.extend(case.prompt(s).map(TokenSource::Literal)),
+            }
+            self.step.positions.extend(kv_len - q_len..kv_len);
+            self.step.blocks.extend(s * per..(s + 1) * per);
+            self.step.seqs.push(SeqStep {
+                slot: Slot(s),
+                q_start: s * q_len,
+                q_len,
+                kv_len,
+                blocks_start: s * per,
+                blocks_len: per,
+                adapter: None,
+            });
+            self.step.rows.push(SampleRow {
+                row: (s + 1) * q_len - 1,
+                slot: Slot(s),
+                position: kv_len,
+                wanted: Wanted::Sample,
+                params: SamplingParams::default(),
+                top_logprobs: None,
+                suppress_stops: false,
+            });
+        }
+        let ticket = self.engine.submit(&self.step)?;
+        self.engine.sample(ticket, None)?;
+        self.engine.collect(ticket, &mut self.out)?;
+        self.last.clear();
+        self.last.extend(self.out.rows.iter().map(|r| r.token.id));
+        Ok(())
+    }
+
+    fn run(&mut self, case: &Case, trace: Option<&Trace>) -> Result<Timing> {
+        self.fits(case)?;
+        self.last.clear();
+        for s in 0..case.sequences {
+            self.engine.bind(Slot(s), SlotState::default())?;
+        }
+        let show = |what: &str| trace.map_or(Ok(()), |t| t.take(&mut std::io::stderr().lock(), what));
+        show("before")?;
+        let start = Instant::now();
+        self.step(case, case.prompt, case.prompt)?;
+        let prefill_s = start.elapsed().as_secs_f64();
+        show(&format!("prefill {}x{}, {:.1} ms", case.sequences, case.prompt, prefill_s * 1e3))?;
+        let start = Instant::now();
+        for i in 1..=case.new {
+            self.step(case, 1, case.prompt + i)?;
+        }
+        let decode_s = start.elapsed().as_secs_f64();
+        show(&format!("{} steps of {}, {:.1} ms", case.new, case.sequences, decode_s * 1e3))?;
+        Ok(Timing { prefill_s, decode_s, last: self.last.clone() })
+    }
+}
+
+/// Bytes of weights that one step reads whatever its rows: every matrix that is multiplied, once.
+pub fn bytes_per_step(plan: &Plan) -> Result<u64> {
+    let program = plan.program("decoder").context("plan: it holds no decoder")?;
+    let mut read = vec![false; plan.weights().len()];
+    for launch in program.launches.iter().filter(|l| l.kernel == "gemm") {
+        for input in &launch.inputs {
+            if let Place::Weight(w) = input.place {
+                read[w as usize] = true;
+            }
+        }
+    }
+    Ok(plan.weights().iter().zip(read).filter(|(_, read)| *read).map(|(w, _)| w.bytes).sum())
+}
+
+/// Serves cases until standard input ends.
+pub fn serve(plan: &Path, threads: usize, trace: Option<&Trace>) -> Result<()> {
+    let start = Instant::now();
+    let plan = Arc::new(Plan::open(plan)?);
+    let mut bench = Bench::load(plan.clone(), threads)?;
+    let load_s = start.elapsed().as_secs_f64();
+    let reply = |json: String| -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{json}")?;
+        Ok(out.flush()?)
+    };
+    reply(serde_json::to_string(&Hello {
+        name: "lathe".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        build: bench.engine.info().path.clone(),
+        load_s,
+    })?)?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let case = Case::parse(&line).with_context(|| format!("not a case: {line}"))?;
+        reply(serde_json::to_string(&bench.run(&case, trace)?)?)?;
+    }
+    Ok(())
+}
