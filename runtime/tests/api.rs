@@ -389,6 +389,22 @@ fn chat_text_that_spells_a_control_token_gives_none() {
 }
 
 #[test]
+fn browsers_may_call_from_the_origin_that_is_named() {
+    let (dir, closed) = serve(&[]);
+    let origin = "origin: https://a.example\r\n";
+    let preflight = format!("{origin}access-control-request-method: POST\r\n");
+    assert_eq!(closed.request("GET", "/v1/models", origin, "").header("access-control-allow-origin"), None);
+    let keys = [("LATHE_API_KEY", "k")];
+    let open = Server::start_with(&dir.path("tiny.plan"), &["--cors-origin", "https://a.example"], &keys);
+    let answer = open.request("OPTIONS", CHAT, &preflight, "");
+    assert_eq!(
+        (answer.status, answer.header("access-control-allow-origin")),
+        (200, Some("https://a.example"))
+    );
+    assert_eq!(open.request("GET", "/v1/models", origin, "").status, 401, "a preflight opens nothing else");
+}
+
+#[test]
 fn models_ids_and_metrics_are_there() {
     let (_dir, server) = serve(&["--served-model-name", "org/name"]);
     let list = server.get("/v1/models").json();

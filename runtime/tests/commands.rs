@@ -70,6 +70,31 @@ fn chat_remembers_until_reset() {
 }
 
 #[test]
+fn an_interrupt_stops_one_answer_only() {
+    use std::io::{Read, Write};
+    let dir = Dir::new();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_runtime"))
+        // As slow as it gets, so that the answer is still running when the signal comes.
+        .args(["chat", dir.plan().to_str().unwrap(), "--ignore-eos", "--isa", "scalar", "--threads", "1"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    stdin.write_all(b"one\n").unwrap();
+    let mut first = [0; 1];
+    stdout.read_exact(&mut first).unwrap();
+    // SAFETY: a plain system call on a child that is not yet waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    stdin.write_all(b"/exit\n").unwrap();
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(rest.len() < 3000, "{} bytes: the answer went on to its end", rest.len());
+}
+
+#[test]
 fn check_passes_on_a_whole_plan_and_names_what_is_broken() {
     let dir = Dir::new();
     let plan = dir.plan();

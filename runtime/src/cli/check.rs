@@ -24,13 +24,20 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
     let plan = load::plan(&path(matches, "plan"))?;
     let card = plan.card();
     say(format!("plan      {} ({}), {}", card.name, card.architecture, format_bytes(plan.file_bytes())))?;
-    let report = load::memory_report(&plan, &engine_settings).map(|r| r.to_string()).unwrap_or_default();
-    for line in report.lines() {
+    let report = load::memory_report(&plan, &engine_settings);
+    for line in report.iter().map(ToString::to_string).collect::<String>().lines() {
         say(format!("memory    {line}"))?;
     }
     let engine = load::engine(&plan, &engine_settings)?;
     let info = engine.info().clone();
     drop(engine);
+    if let Some(report) = report.filter(|r| r.allocated() < info.memory.allocated()) {
+        let (taken, said) = (format_bytes(info.memory.allocated()), format_bytes(report.allocated()));
+        return Err(Diagnostic::new(
+            Exit::Bug,
+            format!("memory: the engine took {taken}, the report says {said}"),
+        ));
+    }
     say(format!("fits      path {}, {} threads", info.path, info.threads))?;
     say(format!(
         "limits    {} sequences, {} tokens a step, {} tokens a sequence, {} KV blocks of {}",

@@ -66,7 +66,7 @@ pub const SERVE: &[Knob] = &[
         env: "LATHE_HOST",
         value: "ADDRESS",
         default: Some("127.0.0.1"),
-        help: "Address to listen on",
+        help: "Address or name to listen on",
     },
     Knob {
         name: "port",

@@ -1,6 +1,5 @@
 //! `runtime serve`: load, listen, drain.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +32,8 @@ const DRAIN_PERIOD: Duration = Duration::from_millis(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 struct ServeSettings {
-    address: SocketAddr,
+    host: String,
+    port: u16,
     name: String,
     keys: Keys,
     drain_timeout: Duration,
@@ -63,9 +63,9 @@ impl ServeSettings {
     fn read(settings: &Settings, plan: &Path, keys: Keys) -> Result<Self, SettingsError> {
         let duration = |text: &str| humantime::parse_duration(text).map_err(|e| e.to_string());
         let header = |text: &str| HeaderValue::from_str(text).map_err(|e| e.to_string());
-        let host = settings.parse::<IpAddr>("host")?.unwrap_or(IpAddr::from([127, 0, 0, 1]));
         Ok(ServeSettings {
-            address: SocketAddr::new(host, settings.parse("port")?.unwrap_or(8000)),
+            host: settings.parse("host")?.unwrap_or_else(|| "127.0.0.1".to_owned()),
+            port: settings.parse("port")?.unwrap_or(8000),
             name: settings.parse("served-model-name")?.unwrap_or_else(|| load::stem(plan)),
             keys,
             drain_timeout: settings.read("drain-timeout", duration)?.unwrap_or(Duration::from_secs(30)),
@@ -124,8 +124,8 @@ async fn serve_plan(plan_path: &Path, serve: ServeSettings, engine: EngineSettin
         keys: serve.keys,
         options: serve.options,
     });
-    let listener = TcpListener::bind(serve.address).await.map_err(|e| {
-        Diagnostic::new(Exit::Io, format!("{}: cannot listen", serve.address))
+    let listener = TcpListener::bind((serve.host.as_str(), serve.port)).await.map_err(|e| {
+        Diagnostic::new(Exit::Io, format!("{}:{}: cannot listen", serve.host, serve.port))
             .why(e)
             .remedy("choose another --port, or 0 for a free one")
     })?;
