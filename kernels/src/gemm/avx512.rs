@@ -1,11 +1,9 @@
-//! AVX-512 tiles. Accumulators stay in registers; x is broadcast from its packed form.
+//! AVX-512 tiles. Accumulators stay in registers; x is broadcast from its packed form. No software prefetch: panels are
+//! plain forward streams, and asking for lines ahead was slower at every distance (NOTES.md).
 
 use std::arch::x86_64::*;
 
-use super::tile::{Kind, LINE, MAX_PANELS, TileArgs};
-
-/// Bytes ahead of the reader that panels are prefetched: the first tile of a row block waits for memory.
-const AHEAD: usize = 2048;
+use super::tile::{Kind, LINE, TileArgs};
 
 macro_rules! dispatch {
     ($f:ident, $rows:expr, $panels:expr, $args:expr; $(($r:literal, $p:literal)),*) => {
@@ -65,14 +63,6 @@ unsafe fn store<const R: usize, const P: usize>(a: &TileArgs, c: [[__m512; P]; R
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn prefetch<const P: usize>(w: &[*const u8; MAX_PANELS], at: usize) {
-    for p in 0..P {
-        _mm_prefetch::<_MM_HINT_T0>(w[p].wrapping_add(at + AHEAD).cast());
-    }
-}
-
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
 unsafe fn bf16_pairs<const R: usize, const P: usize>(a: &TileArgs) {
     // SAFETY: the caller's pointers cover `steps`.
@@ -84,7 +74,6 @@ unsafe fn bf16_pairs<const R: usize, const P: usize>(a: &TileArgs) {
             for p in 0..P {
                 w[p] = _mm512_loadu_si512(a.w[p].add(s * 64).cast());
             }
-            prefetch::<P>(&a.w, s * 64);
             for r in 0..R {
                 let v = _mm512_set1_epi32(*x.add(r * LINE));
                 for p in 0..P {
@@ -111,7 +100,6 @@ unsafe fn bf16_wide<const R: usize, const P: usize>(a: &TileArgs) {
         let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         for s in 0..a.steps {
             let x = a.x.add(2 * s / LINE * R * LINE + 2 * s % LINE);
-            prefetch::<P>(&a.w, s * 64);
             for odd in 0..2 {
                 let mut w = [_mm512_setzero_ps(); P];
                 for p in 0..P {
@@ -145,9 +133,6 @@ unsafe fn f16<const R: usize, const P: usize>(a: &TileArgs) {
             for p in 0..P {
                 w[p] = _mm512_cvtph_ps(_mm256_loadu_si256(a.w[p].add(s * 32).cast()));
             }
-            if s % 2 == 0 {
-                prefetch::<P>(&a.w, s * 32);
-            }
             for r in 0..R {
                 let v = _mm512_set1_ps(*x.add(r * LINE));
                 for p in 0..P {
@@ -170,7 +155,6 @@ unsafe fn f32<const R: usize, const P: usize>(a: &TileArgs) {
             for p in 0..P {
                 w[p] = _mm512_loadu_ps(a.w[p].add(s * 64).cast());
             }
-            prefetch::<P>(&a.w, s * 64);
             for r in 0..R {
                 let v = _mm512_set1_ps(*x.add(r * LINE));
                 for p in 0..P {
