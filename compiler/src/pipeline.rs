@@ -84,13 +84,28 @@ pub fn compile(
         return Ok(run.outcome);
     }
 
-    // emit: the self-test comes first, as it finds a damaged checkpoint before gigabytes are written.
+    // emit: writing waits for the disk most of the time, so the self-test's answer is computed meanwhile. Neither sees
+    // the other: the plan's bytes do not depend on who is faster.
     observer.phase_started(Phase::Emit);
-    let self_test =
-        self_test::ask(question.as_ref().unwrap_or(&imported_graph), source, card.vocab_size, dtype)?;
     let writer = emit::create(&weights, tokenizer_json.as_ref().map_or(0, Vec::len), options)?;
     observer.temporary_file(writer.temp_path());
-    emit::write_weights(&writer, &graph, &weights, source, options, observer)?;
+    let answer = || {
+        let answer =
+            self_test::ask(question.as_ref().unwrap_or(&imported_graph), source, card.vocab_size, dtype);
+        tracing::debug!(phase = "emit", "self-test answered");
+        answer
+    };
+    let write = || emit::write_weights(&writer, &graph, &weights, source, options, observer);
+    let (self_test, wrote) = match options.threads {
+        0 | 1 => (answer()?, write()),
+        _ => std::thread::scope(|scope| {
+            let answer = scope.spawn(answer);
+            let wrote = write();
+            let panicked = |_| Err(CompileError::Bug("the self-test panicked".into()));
+            answer.join().unwrap_or_else(panicked).map(|self_test| (self_test, wrote))
+        })?,
+    };
+    wrote?;
     let tables = Tables { card, programs, text, tokenizer: tokenizer_json, self_test: Some(self_test) };
     let written = emit::finish(writer, &tables, observer)?;
     run.outcome.weights = Some(WeightTotals {

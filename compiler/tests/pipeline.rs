@@ -235,7 +235,7 @@ fn the_self_test_is_the_interpreters_answer() {
 }
 
 #[test]
-fn weights_that_are_no_numbers_are_refused_before_anything_is_written() {
+fn weights_that_are_no_numbers_are_refused_and_nothing_stays_behind() {
     let config = common::config(json!({}));
     let mut held = common::tensors(&config, DType::BF16);
     let norm = held.iter_mut().find(|t| t.name == "model.norm.weight").unwrap();

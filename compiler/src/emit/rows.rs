@@ -7,6 +7,7 @@ use lathe_ir::Graph;
 use lathe_ir::entity::WeightId;
 use lathe_ir::rope_table::RopeTable;
 use lathe_ir::weight::WeightExpr;
+use lathe_kernels::Element;
 use lathe_numerics::DType;
 
 use crate::checkpoint::TensorSource;
@@ -178,42 +179,48 @@ fn common(of: &[Rows], what: &str) -> Result<(DType, usize)> {
 }
 
 /// Rounds every element of `from` once, to nearest even.
+///
+/// # Errors
+/// A type that holds no floats: a bug of whoever made the recipe.
 pub fn convert(from: &[u8], from_dtype: DType, to_dtype: DType, to: &mut [u8]) -> Result<()> {
     use DType::{BF16, F16, F32};
     match (from_dtype, to_dtype) {
         (a, b) if a == b => to.copy_from_slice(from),
-        (F32, BF16) => map(from, to, f32_of, |x| bf16::from_f32(x).to_bits().to_le_bytes()),
-        (F32, F16) => map(from, to, f32_of, |x| f16::from_f32(x).to_bits().to_le_bytes()),
-        (BF16, F32) => map(from, to, bf16_of, f32::to_le_bytes),
-        (BF16, F16) => map(from, to, bf16_of, |x| f16::from_f32(x).to_bits().to_le_bytes()),
-        (F16, F32) => map(from, to, f16_of, f32::to_le_bytes),
-        (F16, BF16) => map(from, to, f16_of, |x| bf16::from_f32(x).to_bits().to_le_bytes()),
+        (F32, BF16) => map(from, to, f32::from_le_bytes, bf16::to_le_bytes),
+        (F32, F16) => map(from, to, f32::from_le_bytes, f16::to_le_bytes),
+        (BF16, F32) => map(from, to, bf16::from_le_bytes, f32::to_le_bytes),
+        (BF16, F16) => map(from, to, bf16::from_le_bytes, f16::to_le_bytes),
+        (F16, F32) => map(from, to, f16::from_le_bytes, f32::to_le_bytes),
+        (F16, BF16) => map(from, to, f16::from_le_bytes, bf16::to_le_bytes),
         (a, b) => return Err(CompileError::Bug(format!("no conversion from {a} to {b}"))),
     }
     Ok(())
 }
 
-fn map<const A: usize, const B: usize>(
-    from: &[u8],
-    to: &mut [u8],
-    read: impl Fn([u8; A]) -> f32,
-    write: impl Fn(f32) -> [u8; B],
-) {
-    for (from, to) in from.as_chunks::<A>().0.iter().zip(to.as_chunks_mut::<B>().0) {
-        *to = write(read(*from));
+/// Every element as f32, which holds all of them.
+pub fn widen(from: &[u8], dtype: DType, to: &mut [f32]) {
+    match dtype {
+        DType::BF16 => widen_all(from, to, bf16::from_le_bytes),
+        DType::F16 => widen_all(from, to, f16::from_le_bytes),
+        DType::F32 | DType::I32 | DType::U32 => widen_all(from, to, f32::from_le_bytes),
     }
 }
 
-fn f32_of(bytes: [u8; 4]) -> f32 {
-    f32::from_le_bytes(bytes)
+fn widen_all<S: Element, const A: usize>(from: &[u8], to: &mut [f32], read: impl Fn([u8; A]) -> S) {
+    for (from, to) in from.as_chunks::<A>().0.iter().zip(to) {
+        *to = read(*from).to_f32();
+    }
 }
 
-fn bf16_of(bytes: [u8; 2]) -> f32 {
-    bf16::from_le_bytes(bytes).to_f32()
-}
-
-fn f16_of(bytes: [u8; 2]) -> f32 {
-    f16::from_le_bytes(bytes).to_f32()
+fn map<S: Element, T: Element, const A: usize, const B: usize>(
+    from: &[u8],
+    to: &mut [u8],
+    read: impl Fn([u8; A]) -> S,
+    write: impl Fn(T) -> [u8; B],
+) {
+    for (from, to) in from.as_chunks::<A>().0.iter().zip(to.as_chunks_mut::<B>().0) {
+        *to = write(T::from_f32(read(*from).to_f32()));
+    }
 }
 
 #[cfg(test)]
@@ -258,7 +265,7 @@ mod tests {
         let rows = rows.clone().cast(DType::F32);
         let mut out = vec![0xff; range.len() * rows.row_bytes()];
         rows.read(source, range, &mut out).unwrap();
-        out.chunks_exact(4).map(|b| f32_of(b.try_into().unwrap())).collect()
+        out.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
     #[test]
@@ -289,7 +296,8 @@ mod tests {
     #[test]
     fn conversions_round_to_nearest_even() {
         // 1 + 2^-8 is a tie in bf16 and exact in f16; 70000 overflows f16.
-        let cases = [(1.003_906_25, DType::BF16, 1.0), (1.003_906_25, DType::F16, 1.003_906_25)];
+        let tie = 257.0 / 256.0;
+        let cases = [(tie, DType::BF16, 1.0), (tie, DType::F16, tie)];
         for (x, dtype, want) in cases.into_iter().chain([(70_000.0, DType::F16, f32::INFINITY)]) {
             let mut narrow = [0; 2];
             convert(&f32::to_le_bytes(x), DType::F32, dtype, &mut narrow).unwrap();

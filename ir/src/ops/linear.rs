@@ -23,39 +23,45 @@ impl Default for Linear {
     }
 }
 
-/// Rows of the weight that are multiplied together, so that the inner loop runs over independent sums.
-const BLOCK: usize = 16;
+/// Rows of `x`, and rows of the weight, that are multiplied together, so that the inner loops run over independent
+/// sums and the weight is read as it lies.
+const LANES: usize = 4;
+const BLOCK: usize = 4;
 
 /// The product, unrounded: `x` is `[t, k]`, `w` is `[n, k]`.
 pub(super) fn product(x: &[f32], w: &[f32], bias: Option<&[f32]>, n: usize, k: usize) -> Vec<f32> {
     let depth = k / gemm_slices(n, k);
     let mut out = vec![0.0; x.len() / k * n];
-    let mut columns = vec![[0.0_f32; BLOCK]; k];
-    for first in (0..n).step_by(BLOCK) {
-        let block = BLOCK.min(n - first);
-        for r in 0..block {
-            for (column, v) in columns.iter_mut().zip(&w[(first + r) * k..][..k]) {
-                column[r] = *v;
-            }
+    let mut columns = vec![[0.0_f32; LANES]; k];
+    for (rows, ys) in x.chunks(LANES * k).zip(out.chunks_mut(LANES * n)) {
+        for (lane, row) in rows.chunks_exact(k).enumerate() {
+            columns.iter_mut().zip(row).for_each(|(column, v)| column[lane] = *v);
         }
-        for (row, y) in x.chunks_exact(k).zip(out.chunks_exact_mut(n)) {
-            let mut total = [0.0; BLOCK];
-            for (slice, (xs, cs)) in row.chunks_exact(depth).zip(columns.chunks_exact(depth)).enumerate() {
-                let mut sum = [0.0; BLOCK];
-                for (a, column) in xs.iter().zip(cs) {
-                    for r in 0..BLOCK {
-                        sum[r] += a * column[r];
+        for first in (0..n).step_by(BLOCK) {
+            // A last block that is short repeats its last row.
+            let features: [&[f32]; BLOCK] = std::array::from_fn(|r| &w[(first + r).min(n - 1) * k..][..k]);
+            let mut total = [[0.0_f32; LANES]; BLOCK];
+            for from in (0..k).step_by(depth) {
+                let [a, b, c, d] = features.map(|f| &f[from..from + depth]);
+                let mut sum = [[0.0_f32; LANES]; BLOCK];
+                for ((((x, a), b), c), d) in columns[from..from + depth].iter().zip(a).zip(b).zip(c).zip(d) {
+                    for (sum, v) in sum.iter_mut().zip([a, b, c, d]) {
+                        for lane in 0..LANES {
+                            sum[lane] += x[lane] * v;
+                        }
                     }
                 }
-                if slice == 0 {
+                if from == 0 {
                     total = sum;
                 } else {
-                    for r in 0..BLOCK {
-                        total[r] += sum[r];
-                    }
+                    total.as_flattened_mut().iter_mut().zip(sum.as_flattened()).for_each(|(t, s)| *t += s);
                 }
             }
-            y[first..first + block].copy_from_slice(&total[..block]);
+            for (lane, y) in ys.chunks_exact_mut(n).enumerate() {
+                for (y, total) in y[first..].iter_mut().zip(&total) {
+                    *y = total[lane];
+                }
+            }
         }
     }
     if let Some(bias) = bias {
