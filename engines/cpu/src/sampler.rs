@@ -257,22 +257,24 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
+    use lathe_plan::Plan;
     use lathe_plan::memory::{MemoryReport, MemoryRequest};
-    use lathe_plan::testing::small_tables;
+    use lathe_plan::testing::small_plan;
 
     use super::*;
 
     #[test]
     fn the_plans_report_allows_for_the_sampler() {
-        let mut tables = small_tables(&[]);
+        let plan = Plan::from_bytes(small_plan().unwrap()).unwrap();
+        let mut card = plan.card().clone();
         for (batch, rows, vocab, len, threads) in
             [(1, 1, 2, 1, 1), (32, 64, 128_256, 8192, 2), (256, 256, 515, 64, 64)]
         {
-            let limits = &mut tables.card.limits;
+            let limits = &mut card.limits;
             (limits.max_batch, limits.max_sample_rows, limits.max_seq_len) = (batch, rows, len);
-            tables.card.vocab_size = vocab;
+            card.vocab_size = vocab;
             let request = MemoryRequest { threads, kv_tokens: None };
-            let allowed = MemoryReport::new(&tables.card, &tables.programs[0], 0, request).sampler;
+            let allowed = MemoryReport::new(&card, &plan.programs()[0], 0, request).sampler;
             let taken =
                 Sampler::bytes(batch as usize, rows as usize, vocab as usize, threads as usize, len as usize);
             assert!(taken as u64 <= allowed, "{taken} of {allowed} for {vocab} ids");
