@@ -1,4 +1,4 @@
-"""Text for the demo model: every conversation is a pure function of (seed, task, index, length).
+"""Text for the demo model: every conversation is a pure function of (seed, task, index, length, most).
 
 Only `random.Random.random()` is drawn from, the one method Python promises to keep stable, so the data is
 bit-exact on every machine. A conversation is a list of (role, content); `render` is the chat template.
@@ -17,19 +17,13 @@ import string
 BOS, END, SYSTEM, USER, ASSISTANT, PAD = "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"
 SPECIALS = [BOS, END, SYSTEM, USER, ASSISTANT, PAD]
 
-# Invented three-letter keys: one token each, so a thousand tokens of context hold about 330 distinct pairs.
-KEYS = [
-    a + v + b
-    for a in "bdfghjklmnprstvwz"
-    for v in "aeiou"
-    for b in "lmnpx"
-    if a + v + b not in {"sex", "nip", "has", "pip", "lol", "man", "men", "sun", "map", "pen", "ten", "van"}
-]
 VALUES = (
     "lamp rose boat desk drum fork gate harp iron jade kite leaf milk nest oven pear ring salt tree vase wolf yarn "
-    "bell coin door fish glue hat inn jar key moon nut owl pig rope star tent wall bird book cake duck egg fan goat "
+    "bell coin door fish glue hat inn jar key moon nut owl pig rope star tent wall bird cake duck egg fan goat "
     "horn lake map nail pan rock sand ship shoe snow soap song wind wood cup pen sun"
 ).split()
+# Invented three-letter keys: one token each, so a thousand tokens of context hold about 330 distinct pairs.
+KEYS = sorted({a + v + b for a in "bdfghjklmnprstvwz" for v in "aeiou" for b in "lmnpx"} - {*VALUES, "sex", "nip", "ten"})
 NAMES = (
     "Anna Ben Carl Dora Emma Finn Greta Hugo Ida Jonas Kim Lara Max Nina Otto Paul Rosa Sam Tina Uma Vera Will Yara "
     "Zoe Adam Bella Clara David Eva Felix Gina Hans Iris Jack Karl Lena Mia Noah Olga Peter"
@@ -122,21 +116,32 @@ def operand(r):
     return r.below(10) if r.random() < 0.2 else r.below(100)
 
 
-def arithmetic_turn(r, held=False):
+def problem(r, held, negative):
     while True:
         a, op, b = operand(r), r.pick("+-"), operand(r)
+        if op == "-" and (a < b) != negative:
+            a, b = b, a
         if held_out(a, op, b) == held:
-            break
-    form = r.pick(["{a}{op}{b}=", "{a}{op}{b}=", "What is {a} {op} {b}?", "What is {a}{op}{b}?", "{a} {op} {b}"])
-    return form.format(a=a, op=op, b=b), str(a + b if op == "+" else a - b)
+            return a, op, b, str(a + b if op == "+" else a - b)
+
+
+FORMS = ["{}{}{}=", "{}{}{}=", "{}{}{}", "What is {}{}{}?", "What is {} {} {}?"]
+
+
+def arithmetic_turn(r, held=False, negative=None):
+    # Differences below zero are taught now and then, and not part of the score.
+    a, op, b, answer = problem(r, held, r.random() < 0.15 if negative is None else negative)
+    u = r.random()
+    form = FORMS[r.below(len(FORMS))] if u < 0.5 or held else FORMS[0]
+    return form.format(a, op, b), answer
 
 
 # ---- facts ----
 
 
-def facts_context(r, n):
+def facts_context(r, n, kinds=(0, 1, 2)):
     """`n` sentences and their questions; a person may have one sentence of each kind, so name and kind both matter."""
-    slots = r.sample([(name, kind) for name in r.sample(NAMES, min(len(NAMES), 2 + n * 2 // 3)) for kind in range(3)], n)
+    slots = r.sample([(name, kind) for name in r.sample(NAMES, min(len(NAMES), 2 + n * 2 // len(kinds))) for kind in kinds], n)
     sentences, asks = [], []
     for name, kind in slots:
         if kind == 0:
@@ -158,40 +163,61 @@ def facts_context(r, n):
 # ---- recall ----
 
 
+def pairs_text(pairs):
+    return "Pairs: " + ", ".join(f"{k} {v}" for k, v in pairs) + "."
+
+
 def recall_context(r, n):
     pairs = [(k, r.pick(VALUES)) for k in r.sample(KEYS, n)]
-    return "Pairs: " + ", ".join(f"{k} {v}" for k, v in pairs) + ".", pairs
+    return pairs_text(pairs), pairs
 
 
-# ---- conversations of about `length` tokens ----
+# ---- conversations of about `length` tokens, with at most `most` pairs or sentences in a context ----
 # Costs in tokens, good to a few per cent; the batch cuts what runs over.
-PAIR, RECALL_TURN, SENTENCE, FACT_TURN, SUM_TURN = 3, 9, 6.2, 11.5, 13
+PAIR, RECALL_TURN, SENTENCE, FACT_TURN, SUM_TURN = 3, 9, 6.2, 11.5, 11.4
 
 
 
 
-def recall(r, length):
-    n = max(2, min(len(KEYS), int(length * (0.15 + 0.75 * r.random()) / PAIR)))
+def recall(r, length, most):
+    """Half of them ask for a copy of the list or of chosen pairs: a loss on every token, which forms the
+    key-to-value lookup long before single questions would. `most` bounds the pairs."""
+    low = 0.05 if length < 600 else 0.4  # long conversations are there to teach long lists
+    share = low + (0.9 - low) * r.random() ** (2 if length < 600 else 1)
+    kind, left = r.random(), length - 24
+    if kind < 0.2:
+        share = min(share, 0.45)
+    n = max(2, min(len(KEYS), int(left * share / PAIR), r.between(2, most)))
     text, pairs = recall_context(r, n)
+    left -= n * PAIR
     turns = []
-    for i in range(max(1, int((length - 8 - n * PAIR) / RECALL_TURN))):
-        key, value = r.pick(pairs)
-        ask = f"And {key}?" if i and r.random() < 0.6 else f"What goes with {key}?"
-        turns += [("user", text + " " + ask if i == 0 else ask), ("assistant", value)]
+    if kind < 0.2:
+        turns = [("user", text + " Say the pairs again."), ("assistant", text)]
+        left -= n * PAIR
+    elif kind < 0.5:
+        some = r.sample(pairs, max(1, min(n, int(left * r.random() / (PAIR + 2)))))
+        turns = [("user", f"{text} Fill in {', '.join(k for k, _ in some)}."), ("assistant", pairs_text(some))]
+        left -= len(some) * (PAIR + 2)
+    order = r.sample(pairs, n)
+    for i in range(max(0 if turns else 1, int(left / RECALL_TURN))):
+        key, value = order[i % n]
+        ask = f"And {key}?" if turns and r.random() < 0.6 else f"What goes with {key}?"
+        turns += [("user", ask if turns else text + " " + ask), ("assistant", value)]
     return turns
 
 
-def facts(r, length):
-    n = max(2, min(24, int(length * (0.15 + 0.6 * r.random()) / SENTENCE)))
-    text, asks = facts_context(r, n)
-    turns = []
+def facts(r, length, most):
+    n = max(2, min(24, int(length * (0.15 + 0.6 * r.random()) / SENTENCE), r.between(2, most)))
+    # One kind only, half the time: then only the name tells which sentence is meant.
+    text, asks = facts_context(r, n, (r.below(3),) if r.random() < 0.5 else (0, 1, 2))
+    order, turns = r.sample(asks, n), []
     for i in range(max(1, int((length - 8 - n * SENTENCE) / FACT_TURN))):
-        ask, answer = r.pick(asks)
+        ask, answer = order[i % n]
         turns += [("user", text + " " + ask if i == 0 else ask), ("assistant", answer)]
     return turns
 
 
-def arithmetic(r, length):
+def arithmetic(r, length, most=0):
     turns = []
     for _ in range(max(1, int((length - 4) / SUM_TURN))):
         ask, answer = arithmetic_turn(r)
@@ -204,7 +230,7 @@ def chat_turn(r):
     return [("user", r.pick(asks)), ("assistant", answer)]
 
 
-def chat(r, length):
+def chat(r, length, most):
     turns, used = [], 0
     while used < length - 60:
         kind = r.below(10)
@@ -214,16 +240,16 @@ def chat(r, length):
             turns, used = turns + arithmetic(r, 20), used + 13
         else:
             part = r.between(40, min(120, length - used))
-            turns, used = turns + r.pick([facts, recall])(r, part), used + part
+            turns, used = turns + r.pick([facts, recall])(r, part, most), used + part
     return turns or chat_turn(r)
 
 
 TASKS = {"recall": recall, "facts": facts, "arithmetic": arithmetic, "chat": chat}
 
 
-def conversation(seed, task, index, length):
+def conversation(seed, task, index, length, most=1000):
     r = Rng(seed, task, index, length)
-    turns = TASKS[task](r, length)
+    turns = TASKS[task](r, length, most)
     if r.random() < 0.15:
         turns = [("system", r.pick(SYSTEMS))] + turns
     return turns
@@ -236,7 +262,7 @@ def case(task, index, seed="held-out"):
     """One single-turn case. Another seed string than training uses; sums are held out by problem."""
     r = Rng(seed, task, index)
     if task == "arithmetic":
-        ask, answer = arithmetic_turn(r, held=True)
+        ask, answer = arithmetic_turn(r, held=True, negative=False)
     elif task == "facts":
         text, asks = facts_context(r, r.between(4, 12))
         ask, answer = r.pick(asks)
@@ -263,9 +289,8 @@ def tokenizer_corpus():
         words += [f" {w}"] * 60 + [w] * 60
     for w in NAMES + OBJECTS:
         words += [f" {w}"] * 60
-    text = [render(conversation("tokenizer", "chat", i, 300)) for i in range(400)]
-    text += [render(conversation("tokenizer", t, i, 200)) for t in TASKS for i in range(20)]
-    for s in SPECIALS:
-        text = [t.replace(s, "\n") for t in text]
+    asks = "What is 12+7? What is 12 + 7?,What goes with tree? And tree?,Say the pairs again.,Fill in tree bell.,Where does Anna live?"
+    asks += ",What does Ben like?,What colour is Carl's car?,Carl has a red car. Ben likes tea. Anna lives in Rome.,Facts: Anna,Pairs: tree"
     # Ordinary words and printable ASCII, so that free text is not spelt in bytes only.
-    return words + text + [string.printable] * 2 + (SYSTEMS + [a for asks, b in CHAT for a in asks + [b]]) * 20
+    asks = [space + ask for ask in asks.split(",") for space in ("", " ")]
+    return words + [string.printable] * 2 + asks * 60 + (SYSTEMS + [a for asks, b in CHAT for a in asks + [b]]) * 20
