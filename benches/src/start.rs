@@ -17,7 +17,7 @@ use crate::stats::Spread;
 /// What to start.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Plan
+    /// Plan, with a tokenizer in it
     plan: PathBuf,
     /// Starts; one more comes first, to fill the file cache
     #[arg(long, default_value_t = 7)]
@@ -98,8 +98,8 @@ fn once(args: &Args, program: &Path, wait: &mut Duration) -> Result<Run> {
         .arg("serve")
         .arg(&args.plan)
         .args(["--port", "0"])
+        .env("LATHE_LOG", "error")
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
         .spawn()
         .with_context(|| program.display().to_string())?;
     let mut server = Server(child);

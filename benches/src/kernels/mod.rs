@@ -5,13 +5,13 @@ mod gemm;
 mod sampling;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lathe_kernels::{Isa, IsaPath, Kernel};
 use serde::Serialize;
 
-use crate::machine::{Bounds, Machine, Others, QUIET, Roof};
+use crate::machine::{Bounds, Machine, Others, QUIET, Roof, wait_quiet};
 use crate::results;
 use crate::stats::Spread;
 
@@ -24,9 +24,12 @@ pub struct Args {
     /// Threads; sampling always takes one
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Runs of each problem
-    #[arg(long, default_value_t = 15)]
+    /// Runs of each problem, at least; quick ones are run for 0.2 s
+    #[arg(long, default_value_t = 9)]
     runs: usize,
+    /// Seconds to wait for a quiet machine, all waits together
+    #[arg(long, default_value_t = 120)]
+    wait: u64,
     /// Instruction set: avx512 or scalar; the fastest of this machine unless set
     #[arg(long)]
     isa: Option<String>,
@@ -65,9 +68,13 @@ struct Cx {
     path: IsaPath,
     threads: usize,
     runs: usize,
+    wait: Duration,
     bounds: Bounds,
     rows: Vec<Row>,
 }
+
+/// Shorter measurements are repeated: others' CPU time comes in ticks of 10 ms.
+const LEAST: Duration = Duration::from_millis(200);
 
 impl Cx {
     /// Times `f` after one run of warm-up, and prints the row.
@@ -78,13 +85,15 @@ impl Cx {
         flops: Option<usize>,
         mut f: impl FnMut(),
     ) -> Result<()> {
+        wait_quiet(&[], &mut self.wait)?;
         f();
         let others = Others::start(&[])?;
-        let times = (0..self.runs.max(1)).map(|_| {
+        let (begin, mut times) = (Instant::now(), vec![]);
+        while times.len() < self.runs || begin.elapsed() < LEAST {
             let start = Instant::now();
             f();
-            start.elapsed().as_secs_f64()
-        });
+            times.push(start.elapsed().as_secs_f64());
+        }
         let Some(seconds) = Spread::of(times) else { return Ok(()) };
         let others = others.cores()?;
         let rate = |n: Option<usize>| n.map(|n| n as f64 / seconds.median / 1e9);
@@ -134,6 +143,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     // As large as the largest weight, and larger than any cache.
     let mut roof = Roof::new(128_256 * 2048 * 2);
+    let mut wait = Duration::from_secs(args.wait);
+    wait_quiet(&[], &mut wait)?;
     let bounds = roof.measure(args.threads);
     println!(
         "{} threads, {}: read {:.1} GB/s, vdpbf16ps on registers {:.0} GFLOP/s\n",
@@ -146,7 +157,7 @@ pub fn run(args: &Args) -> Result<()> {
         "| problem | ms, median (min..max) | GB/s | GFLOP/s | of bound | others, cores |\n|---|---|---|---|---|---|"
     );
     noise(roof.words());
-    let mut cx = Cx { path, threads: args.threads, runs: args.runs, bounds, rows: vec![] };
+    let mut cx = Cx { path, threads: args.threads, runs: args.runs, wait, bounds, rows: vec![] };
     let wanted = |family: &str| args.families.is_empty() || args.families.iter().any(|f| f == family);
     if wanted("gemm") {
         gemm::measure(&mut cx, roof.words())?;
