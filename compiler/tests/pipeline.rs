@@ -182,7 +182,13 @@ fn a_large_model_is_tested_by_its_first_and_last_layer() {
     imported.card.n_parameters = self_test::WHOLE_MODEL_LIMIT + 1;
     let large = compiled(&checkpoint, imported, &options);
 
-    assert_eq!(small.plan.programs().len(), 1);
+    let [decoder] = small.plan.programs() else { panic!("{} programs", small.plan.programs().len()) };
+    let sums: Vec<_> = decoder.launches.iter().filter(|l| l.kernel == "add_rms_norm").collect();
+    assert_eq!(sums.len(), 10);
+    assert!(
+        sums.iter().all(|l| l.inputs[1].place == l.outputs[0].place),
+        "sums are written over their residuals"
+    );
     let program = large.plan.program(self_test::PROGRAM).unwrap();
     assert_eq!(program.launches.len(), 2 * 8 + 5);
     assert_eq!(large.plan.weights(), small.plan.weights(), "the programs share their weights");
