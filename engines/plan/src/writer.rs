@@ -91,13 +91,14 @@ impl PlanWriter {
             _ => Path::new("."),
         };
         let io = |action, source| PlanError::Io { path: path.to_path_buf(), action, source };
+        let Some(name) = path.file_name() else {
+            return Err(io("cannot create", io::Error::from(io::ErrorKind::InvalidFilename)));
+        };
+        remove_abandoned(folder, &name.to_string_lossy());
         let free = free_bytes(folder).map_err(|e| io("cannot read the free disk of its folder", e))?;
         if free < need {
             return Err(PlanError::DiskFull { path: path.to_path_buf(), need, free });
         }
-        let Some(name) = path.file_name() else {
-            return Err(io("cannot create", io::Error::from(io::ErrorKind::InvalidFilename)));
-        };
         if path.is_dir() {
             return Err(io("cannot create", io::Error::from(io::ErrorKind::IsADirectory)));
         }
@@ -111,6 +112,9 @@ impl PlanWriter {
             .create_new(true)
             .open(&temp)
             .map_err(|e| io("cannot create", e))?;
+        // Held until the writer ends, however it ends: tells a live writer's file from an abandoned one. A file system
+        // without locks only loses that.
+        drop(file.try_lock());
         let states = Mutex::new(vec![State::Free; weights.len()]);
         let writer =
             PlanWriter { path: path.to_path_buf(), temp, file, weights, data_bytes, states, renamed: false };
@@ -329,6 +333,23 @@ pub(crate) fn hash_of_hashes(weights: &[Weight]) -> [u8; 32] {
         hasher.update(&w.hash);
     }
     *hasher.finalize().as_bytes()
+}
+
+/// Removes temporary files for a plan of this name that a killed writer left behind: nobody holds their lock.
+fn remove_abandoned(folder: &Path, name: &str) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let prefix = format!(".{name}.");
+    for entry in entries.flatten() {
+        let found = entry.file_name();
+        let found = found.to_string_lossy();
+        if found.starts_with(&prefix)
+            && found.ends_with(".part")
+            && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok())
+        {
+            // What cannot be removed only takes up room, as before.
+            drop(fs::remove_file(entry.path()));
+        }
+    }
 }
 
 fn free_bytes(folder: &Path) -> io::Result<u64> {

@@ -80,6 +80,21 @@ fn a_dropped_writer_leaves_nothing() {
 }
 
 #[test]
+fn what_a_killed_writer_left_is_removed_and_what_a_live_one_writes_is_not() {
+    let folder = folder();
+    let path = folder.path().join("x.plan");
+    let abandoned = folder.path().join(".x.plan.1-0.part");
+    let foreign = folder.path().join(".y.plan.1-0.part");
+    for file in [&abandoned, &foreign] {
+        std::fs::write(file, "half").unwrap();
+    }
+    let live = PlanWriter::create(&path, vec![], 0).unwrap();
+    let second = PlanWriter::create(&path, vec![], 0).unwrap();
+    assert!(!abandoned.exists());
+    assert!(foreign.exists() && live.temp_path().exists() && second.temp_path().exists());
+}
+
+#[test]
 fn the_writer_refuses_misuse() {
     let folder = folder();
     let path = folder.path().join("x.plan");
