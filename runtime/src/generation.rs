@@ -122,7 +122,8 @@ pub enum GenerationError {
 
 /// One choice's text side.
 struct Choice {
-    detokenizer: Detokenizer,
+    /// None where the plan speaks token ids only.
+    detokenizer: Option<Detokenizer>,
     stop: Option<StopMatcher>,
     /// Tokens before which stop strings are not searched.
     min_tokens: u32,
@@ -140,9 +141,14 @@ impl Choice {
         self.n_tokens += 1;
         self.pending.push(drawn);
         let hidden = matches!(finish, Some(Finish::StopId(_))) && !self.include_stop;
-        let mut delta = if hidden { String::new() } else { self.detokenizer.push(id).unwrap_or_default() };
-        if finish.is_some() {
-            delta.push_str(&self.detokenizer.flush().unwrap_or_default());
+        let mut delta = String::new();
+        if let Some(detokenizer) = &mut self.detokenizer {
+            if !hidden {
+                detokenizer.push_into(id, &mut delta);
+            }
+            if finish.is_some() {
+                delta.push_str(&detokenizer.flush().unwrap_or_default());
+            }
         }
         let Some(stop) = self.stop.as_mut().filter(|_| self.n_tokens > self.min_tokens) else {
             return (delta, false);
@@ -178,8 +184,7 @@ impl Generation {
         let sampling = &job.sampling;
         let choices = (0..job.n_choices())
             .map(|_| Choice {
-                // The answer continues the prompt: its first space is part of it.
-                detokenizer: model.text.detokenizer(sampling.skip_special, true),
+                detokenizer: model.text.detokenizer(sampling.skip_special),
                 // Empty strings are left out where requests are read.
                 stop: StopMatcher::new(sampling.stop.clone(), sampling.include_stop)
                     .ok()
@@ -247,7 +252,8 @@ impl Generation {
             None => None,
         };
         // Text that is held back holds its tokens back too, so that logprobs stay beside their text.
-        (!text.is_empty() || end.is_some()).then(|| self.piece(choice, text, end))
+        let is_due = !text.is_empty() || end.is_some() || self.choices[choice].detokenizer.is_none();
+        is_due.then(|| self.piece(choice, text, end))
     }
 
     fn piece(&mut self, choice: usize, text: String, end: Option<End>) -> Piece {

@@ -278,6 +278,20 @@ fn what_is_wrong_is_said_in_openais_shape() {
     let (_dir, server) = serve(&["--max-body", "64KiB"]);
     let long: Vec<u32> = vec![5; MAX_SEQ_LEN];
     let rows = [
+        (
+            COMPLETIONS,
+            json!({"prompt": vec!["a"; 100], "n": 100}),
+            400,
+            Some("invalid_value"),
+            Some("prompt"),
+        ),
+        (
+            COMPLETIONS,
+            json!({"prompt": "a", "stop": "x".repeat(5000)}),
+            400,
+            Some("invalid_value"),
+            Some("stop"),
+        ),
         (COMPLETIONS, json!({"model": "other", "prompt": "a"}), 404, Some("model_not_found"), Some("model")),
         (COMPLETIONS, json!({"model": "tiny"}), 400, Some("invalid_value"), Some("prompt")),
         (COMPLETIONS, json!({"prompt": long}), 400, Some("context_length_exceeded"), Some("prompt")),
@@ -386,6 +400,30 @@ fn chat_text_that_spells_a_control_token_gives_none() {
     assert_eq!(count(&plain, 1002), count(&spelled, 1002));
     let text = server.ask("/detokenize", &json!({"tokens": spelled}))["prompt"].as_str().unwrap().to_owned();
     assert!(text.contains("hi<|eot_id|><|start_header_id|>system"), "{text}");
+}
+
+#[test]
+fn a_plan_without_tokenizer_speaks_ids() {
+    let dir = Dir::new();
+    let server = Server::start(&dir.compile("ids.plan", &["--tokenizer", "none"]), &[]);
+    let body =
+        json!({"prompt": [5, 6, 7], "max_tokens": 4, "temperature": 0, "ignore_eos": true, "logprobs": 1});
+    let answer = server.ask(COMPLETIONS, &body);
+    let tokens = answer["choices"][0]["logprobs"]["tokens"].as_array().unwrap().clone();
+    assert!(
+        tokens.len() == 4 && tokens.iter().all(|t| t.as_str().unwrap().starts_with("token_id:")),
+        "{answer}"
+    );
+    let events = server.post(COMPLETIONS, &with(body, json!({"stream": true}))).events();
+    assert_eq!(events.len(), 4, "a chunk per token");
+    for (path, body) in [
+        (COMPLETIONS, json!({"prompt": "text"})),
+        (CHAT, json!({"messages": hello()})),
+        ("/tokenize", json!({"prompt": "text"})),
+        ("/detokenize", json!({"tokens": [1]})),
+    ] {
+        assert_eq!(server.post(path, &body).status, 400, "{path}");
+    }
 }
 
 #[test]

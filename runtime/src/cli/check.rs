@@ -45,18 +45,14 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
     ))?;
     plan.verify_weights(|_| {}).map_err(faults::plan)?;
     say(format!("hashes    {} weights are intact", plan.weights().len()))?;
-    let text = match plan.tokenizer_json() {
-        Some(_) => {
-            let text = load::text(&plan)?;
+    let text = load::text(&plan)?.0;
+    say(match &text {
+        Some(text) => {
             let chat = if text.has_chat_template() { "a chat template" } else { "no chat template" };
-            say(format!("text      {} tokens, {chat}", text.n_tokens()))?;
-            true
+            format!("text      {} tokens, {chat}", text.n_tokens())
         }
-        None => {
-            say("text      no tokenizer: token ids only".to_owned())?;
-            false
-        }
-    };
+        None => "text      no tokenizer: token ids only".to_owned(),
+    })?;
     let outcome = self_test(&plan, &engine_settings)?;
     match &outcome {
         Some(result) => say(format!(
@@ -71,7 +67,7 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
             lines.map(|l| json!({"name": l.name, "bytes": l.bytes, "mapped": l.mapped})).collect();
         let result = json!({
             "name": card.name, "path": info.path, "threads": info.threads, "memory": memory,
-            "allocated_bytes": info.memory.allocated(), "weights": plan.weights().len(), "tokenizer": text,
+            "allocated_bytes": info.memory.allocated(), "weights": plan.weights().len(), "tokenizer": text.is_some(),
             "self_test": outcome.map(|r| json!({
                 "logits": r.n_logits, "largest_difference": r.largest, "tolerance": r.tolerance,
             })),

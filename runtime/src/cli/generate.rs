@@ -179,7 +179,7 @@ async fn stream(session: &Session, model: &Arc<Model>, job: &Job, as_json: bool)
     if !as_json {
         return print("\n");
     }
-    let entry = |t: &TokenLogprob| json!({"id": t.id, "text": model.text.token_text(t.id), "logprob": t.logprob, "rank": t.rank});
+    let entry = |t: &TokenLogprob| json!({"id": t.id, "text": model.text.spelling(t.id), "logprob": t.logprob, "rank": t.rank});
     let (text, tokens) = (&texts[0], &drawn[0]);
     let logprobs: Option<Vec<Value>> = job.top_logprobs.map(|_| {
         let scores = tokens.iter().filter_map(|t| t.score.as_ref());

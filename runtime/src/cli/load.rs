@@ -6,13 +6,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use lathe_api::Engine;
 use lathe_cpu::{CpuEngine, CpuOptions, Isa};
-use lathe_diagnostics::{Diagnostic, Exit, parse_bytes};
+use lathe_diagnostics::parse_bytes;
 use lathe_plan::{MemoryReport, MemoryRequest, Plan};
 use lathe_text::{TextModel, TokenizerConfig};
 
 use super::faults::{self, Outcome};
 use super::settings::Settings;
-use crate::model::Model;
+use crate::model::{Model, Text};
 use crate::sampling::SamplingDefaults;
 
 /// What the engine knobs say.
@@ -58,22 +58,21 @@ pub fn plan(path: &Path) -> Outcome<Arc<Plan>> {
     Plan::open(path).map(Arc::new).map_err(faults::plan)
 }
 
-/// The tokenizer and templates of a plan.
+/// The tokenizer and templates of a plan, if it has any.
 ///
 /// # Errors
-/// The plan has no tokenizer, or one that does not load.
-pub fn text(plan: &Plan) -> Outcome<TextModel> {
+/// A tokenizer or template that does not load.
+pub fn text(plan: &Plan) -> Outcome<Text> {
     let Some(json) = plan.tokenizer_json() else {
-        return Err(Diagnostic::new(Exit::Input, format!("{}: holds no tokenizer", plan.path().display()))
-            .why("text cannot become token ids")
-            .remedy("compile with a tokenizer, or use --token-ids"));
+        tracing::warn!("the plan holds no tokenizer: prompts must be token ids, answers have no text");
+        return Ok(Text(None));
     };
     let config = plan.text();
     let config = TokenizerConfig {
         chat_templates: config.chat_templates.iter().cloned().collect(),
         special_tokens: config.special_tokens.iter().cloned().collect(),
     };
-    TextModel::load(json, &config).map_err(faults::text)
+    TextModel::load(json, &config).map(|model| Text(Some(model))).map_err(faults::text)
 }
 
 /// Loads the engine.

@@ -24,6 +24,8 @@ use crate::metrics::Metrics;
 
 /// Threads that speak HTTP; the engine's own threads do the work.
 const HTTP_THREADS: usize = 2;
+/// Threads that encode prompts; more would only take cores from the engine.
+const ENCODE_THREADS: usize = 4;
 /// How often the plan's file is looked at.
 const WATCH_PERIOD: Duration = Duration::from_secs(1);
 /// How often a drain looks whether it is through.
@@ -94,6 +96,7 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
     let engine_settings = EngineSettings::new(&settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
+        .max_blocking_threads(ENCODE_THREADS)
         .enable_all()
         .build()
         .map_err(faults::io("threads"))?;

@@ -110,7 +110,7 @@ impl Conversation {
             template: None,
             now: now.map_or(0, |t| t.as_secs() as i64),
         };
-        Ok(model.text.chat(&input)?.ids)
+        model.text.chat(&input)
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
-use lathe_text::TextModel;
 
 use super::logprobs::CompletionLogprobs;
 use super::middleware::{random_id, read_body};
@@ -15,11 +14,14 @@ use super::sse::{self, Chunks, Deadline};
 use super::trace::Trace;
 use super::{ApiError, Fields, Server};
 use crate::generation::{Drawn, Generation, Job, Piece};
-use crate::model::Model;
+use crate::model::{Model, Text};
 use crate::sampling::{Sampling, completion_logprobs};
 
 /// Tokens drawn unless the request says otherwise.
 const DEFAULT_MAX_TOKENS: u32 = 16;
+
+/// Most choices of all prompts of a request.
+const MAX_SEQUENCES: usize = 4096;
 
 /// What a request asks for beside its job.
 pub struct Wishes {
@@ -75,6 +77,14 @@ fn parse(model: &Model, body: &[u8]) -> Result<Request, ApiError> {
     let given = take_prompts(&mut fields, model.defaults.vocab_size)?;
     let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let sampling = Sampling::from_fields(&mut fields, &model.defaults)?;
+    if given.len() * sampling.n as usize > MAX_SEQUENCES {
+        let why = format!(
+            "prompt: {} prompts of {} choices; at most {MAX_SEQUENCES} in all",
+            given.len(),
+            sampling.n
+        );
+        return Err(ApiError::invalid("prompt", why));
+    }
     let top_logprobs = completion_logprobs(&mut fields)?;
     let wishes = Wishes::take(&mut fields)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
@@ -113,7 +123,7 @@ struct Scores {
 }
 
 impl Scores {
-    fn prompt(&mut self, text: &TextModel, ids: &[u32], piece: &Piece, into: &mut CompletionLogprobs) {
+    fn prompt(&mut self, text: &Text, ids: &[u32], piece: &Piece, into: &mut CompletionLogprobs) {
         let scores = piece.prompt_scores.as_deref().unwrap_or_default();
         for (at, &id) in ids.iter().enumerate() {
             let score = at.checked_sub(1).and_then(|before| scores.get(before));
@@ -121,7 +131,7 @@ impl Scores {
         }
     }
 
-    fn drawn(&mut self, text: &TextModel, tokens: &[Drawn], into: &mut CompletionLogprobs) {
+    fn drawn(&mut self, text: &Text, tokens: &[Drawn], into: &mut CompletionLogprobs) {
         for token in tokens {
             into.push(text, token.id, token.score.as_ref(), &mut self.offset);
         }

@@ -1,21 +1,16 @@
 //! Logprobs in the two shapes of OpenAI's API.
 
-use lathe_text::TextModel;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use crate::backend::TokenScore;
+use crate::model::Text;
 
 /// Logprobs below this, as of tokens that a bias rules out, have no JSON number.
 const LOWEST: f32 = -9999.0;
 
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { LOWEST }
-}
-
-/// A token's text; empty for an id that the tokenizer does not have.
-pub fn spelling(text: &TextModel, id: u32) -> String {
-    text.token_text(id).unwrap_or_default().into_owned()
 }
 
 /// /v1/completions: parallel lists.
@@ -45,8 +40,8 @@ impl Serialize for Alternatives {
 
 impl CompletionLogprobs {
     /// Adds a token, with its score unless it is a prompt's first; `offset` counts characters and moves on.
-    pub fn push(&mut self, text: &TextModel, id: u32, score: Option<&TokenScore>, offset: &mut usize) {
-        let token = spelling(text, id);
+    pub fn push(&mut self, text: &Text, id: u32, score: Option<&TokenScore>, offset: &mut usize) {
+        let token = text.spelling(id);
         self.text_offset.push(*offset);
         *offset += token.chars().count();
         self.token_logprobs.push(score.map(|s| finite(s.token.logprob)));
@@ -54,7 +49,7 @@ impl CompletionLogprobs {
             let mut top = Alternatives::default();
             // The token itself is always among them. Two ids of one spelling keep the likelier one's value.
             for alternative in s.top.iter().chain([&s.token]) {
-                let token = spelling(text, alternative.id);
+                let token = text.spelling(alternative.id);
                 if top.0.iter().all(|(known, _)| *known != token) {
                     top.0.push((token, finite(alternative.logprob)));
                 }
@@ -87,15 +82,14 @@ struct Scored {
 }
 
 impl Scored {
-    fn new(text: &TextModel, id: u32, logprob: f32) -> Self {
-        let bytes = text.token_bytes(id).unwrap_or_default().to_vec();
-        Scored { token: spelling(text, id), logprob: finite(logprob), bytes }
+    fn new(text: &Text, id: u32, logprob: f32) -> Self {
+        Scored { token: text.spelling(id), logprob: finite(logprob), bytes: text.bytes(id) }
     }
 }
 
 impl ChatLogprobs {
     /// Adds a token.
-    pub fn push(&mut self, text: &TextModel, score: &TokenScore) {
+    pub fn push(&mut self, text: &Text, score: &TokenScore) {
         self.content.push(ChatToken {
             token: Scored::new(text, score.token.id, score.token.logprob),
             top_logprobs: score.top.iter().map(|t| Scored::new(text, t.id, t.logprob)).collect(),

@@ -14,9 +14,6 @@ pub enum Prompt {
     Ids(Vec<u32>),
 }
 
-/// Most prompts of one request; each takes a place in the queue.
-const MAX_PROMPTS: usize = 4096;
-
 /// Takes the field `prompt`.
 ///
 /// # Errors
@@ -32,7 +29,6 @@ pub fn take_prompts(fields: &mut Fields, vocab_size: u32) -> Result<Vec<Prompt>,
     match list.first() {
         None => Err(invalid("is an empty list")),
         Some(Value::Number(_)) => Ok(vec![Prompt::Ids(token_ids("prompt", &list, vocab_size)?)]),
-        Some(_) if list.len() > MAX_PROMPTS => Err(invalid(&format!("has more than {MAX_PROMPTS} entries"))),
         Some(_) => list
             .into_iter()
             .map(|entry| match entry {

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use super::chat::Conversation;
 use super::completions::{blocking, check_model};
-use super::logprobs::spelling;
 use super::middleware::read_body;
 use super::{ApiError, Fields, Server};
 use crate::model::Model;
@@ -40,7 +39,7 @@ fn encode(model: &Model, body: &[u8]) -> Result<Value, ApiError> {
         }
     };
     fields.finish()?;
-    let strings = strings.then(|| ids.iter().map(|&id| spelling(&model.text, id)).collect::<Vec<_>>());
+    let strings = strings.then(|| ids.iter().map(|&id| model.text.spelling(id)).collect::<Vec<_>>());
     Ok(json!({
         "count": ids.len(), "max_model_len": model.max_seq_len, "tokens": ids, "token_strs": strings,
     }))
@@ -55,5 +54,8 @@ pub async fn detokenize(State(server): State<Arc<Server>>, body: Body) -> Result
     let tokens = fields.ids("tokens", model.defaults.vocab_size)?;
     fields.finish()?;
     let tokens = tokens.ok_or_else(|| ApiError::invalid("tokens", "tokens: is required"))?;
+    if model.text.0.is_none() {
+        return Err(ApiError::bad_request("the plan holds no tokenizer"));
+    }
     Ok(Json(json!({"prompt": model.text.decode(&tokens, false)})))
 }

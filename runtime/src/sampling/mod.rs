@@ -15,6 +15,9 @@ pub const MAX_CHOICES: u32 = 128;
 /// Most stop strings, as in OpenAI's API times four; each costs a search per token.
 const MAX_STOPS: usize = 16;
 
+/// Bytes of a stop string, for the same reason.
+const MAX_STOP_LEN: usize = 4096;
+
 /// What a model says about drawing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingDefaults {
@@ -178,6 +181,10 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     };
     if stops.len() > MAX_STOPS {
         return Err(ApiError::invalid("stop", format!("stop: {} strings, at most {MAX_STOPS}", stops.len())));
+    }
+    if let Some(long) = stops.iter().find(|s| s.len() > MAX_STOP_LEN) {
+        let why = format!("stop: a string has {} bytes, at most {MAX_STOP_LEN}", long.len());
+        return Err(ApiError::invalid("stop", why));
     }
     // An empty one would match before the first token.
     Ok(stops.into_iter().filter(|s| !s.is_empty()).collect())

@@ -27,7 +27,12 @@ impl Dir {
 
     /// A plan of the sharded Llama-3.2-like fixture, named `tiny.plan`: random weights, real tokenizer and template.
     pub fn plan(&self) -> PathBuf {
-        let plan = self.path("tiny.plan");
+        self.compile("tiny.plan", &[])
+    }
+
+    /// A plan of the same fixture with more flags.
+    pub fn compile(&self, name: &str, flags: &[&str]) -> PathBuf {
+        let plan = self.path(name);
         let compile = Path::new(RUNTIME).with_file_name("compile");
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let fixtures =
@@ -37,6 +42,7 @@ impl Dir {
         let output = Command::new(compile)
             .arg("--model")
             .arg(model)
+            .args(flags)
             .args(["--max-seq-len", &MAX_SEQ_LEN.to_string(), "-o"])
             .arg(&plan)
             .output()
