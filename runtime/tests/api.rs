@@ -254,7 +254,7 @@ fn answers_do_not_depend_on_company_or_preemption() {
     let (dir, alone) = serve(&[]);
     // The smallest pool that the plan allows: one longest sequence.
     let tight = Server::start(&dir.path("tiny.plan"), &["--kv-memory", "512KiB"]);
-    let body = |i: usize| json!({"prompt": format!("request {i} of many"), "max_tokens": 120 + i, "seed": i, "ignore_eos": true, "logprobs": 1});
+    let body = |i: usize| json!({"prompt": format!("request {i} of many"), "max_tokens": 200 + i, "seed": i, "ignore_eos": true, "logprobs": 1});
     let together: Vec<Value> = std::thread::scope(|scope| {
         let asks: Vec<_> = (0..16)
             .map(|i| {

@@ -15,6 +15,10 @@ fn long(n: u32, stream: bool) -> serde_json::Value {
     json!({"prompt": [5, 6, 7], "max_tokens": n, "seed": 1, "ignore_eos": true, "stream": stream})
 }
 
+/// Flags under which the fixture takes seconds for what else takes milliseconds, so that tests of what happens
+/// meanwhile never find it over.
+const SLOW: [&str; 4] = ["--threads", "1", "--isa", "scalar"];
+
 #[test]
 fn keys_are_asked_for_everywhere_but_on_probes() {
     let dir = Dir::new();
@@ -63,7 +67,7 @@ fn a_client_that_leaves_frees_its_blocks() {
 #[test]
 fn a_full_queue_is_429_with_a_time_to_come_back() {
     let dir = Dir::new();
-    let server = Server::start(&dir.plan(), &["--max-queue", "2"]);
+    let server = Server::start(&dir.plan(), &[&SLOW[..], &["--max-queue", "2"]].concat());
     let answer = server.post(COMPLETIONS, &json!({"prompt": "a", "n": 3}));
     assert_eq!(answer.status, 400, "can never be queued: {}", answer.body);
     // The batch holds 32; these fill it, two more wait, the next is refused.
@@ -102,8 +106,10 @@ fn a_request_that_takes_too_long_is_504() {
 #[test]
 fn sigterm_drains_and_exits_0() {
     let dir = Dir::new();
-    let server = Server::start(&dir.plan(), &[]);
-    let mut running = server.send("POST", COMPLETIONS, "", &long(1000, true).to_string());
+    let server = Server::start(&dir.plan(), &SLOW);
+    let mut body = long(1000, true);
+    body["n"] = json!(8);
+    let mut running = server.send("POST", COMPLETIONS, "", &body.to_string());
     read_events(&mut running, 1);
     server.signal(libc::SIGTERM);
     let started = Instant::now();
@@ -125,11 +131,9 @@ fn sigterm_drains_and_exits_0() {
 fn a_drain_ends_at_its_timeout_or_at_a_second_signal() {
     let dir = Dir::new();
     let plan = dir.plan();
-    // Fifteen tokens a step at most: the batch takes seconds.
-    let slow = ["--prefill-chunk", "1", "--threads", "1", "--isa", "scalar"];
     for (second, code) in [(false, Some(0)), (true, Some(130))] {
         let timeout = if second { "60s" } else { "100ms" };
-        let args: Vec<&str> = slow.iter().copied().chain(["--drain-timeout", timeout]).collect();
+        let args: Vec<&str> = SLOW.iter().copied().chain(["--drain-timeout", timeout]).collect();
         let server = Server::start(&plan, &args);
         let mut body = long(1000, true);
         body["n"] = json!(32);
