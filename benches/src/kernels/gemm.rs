@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use half::bf16;
+use lathe_kernels::Src;
 use lathe_kernels::gemm::{Epilogue, Gemm, GemmArgs, cases::LLAMA_1B, packed_len};
-use lathe_kernels::{KernelError, Src};
 use lathe_numerics::DType;
 
 use super::{Cx, launch};
@@ -12,19 +12,25 @@ const ROWS: [usize; 8] = [1, 2, 4, 8, 16, 32, 128, 512];
 /// Rows beyond which the head is not measured: only sampled rows get there.
 const HEAD_ROWS: usize = 32;
 
-/// Small weights are read from copies in turn, so that they come from memory as in a model.
+/// Bytes of weights that one run reads: long beside the start of its threads, and far beyond any cache, as small
+/// weights are read from one copy after the other. Many rows take long enough with one weight.
+const BYTES_OF_FEW: usize = 256 << 20;
+const FEW_ROWS: usize = 32;
+
+/// Weights are taken from `memory`, which holds the largest.
 pub fn measure(cx: &mut Cx, memory: &[u64]) -> Result<()> {
     let (path, mut scratch) = (cx.path, vec![vec![]; cx.threads]);
     for &(name, n, k) in LLAMA_1B {
         let len = packed_len(DType::BF16, n, k)?;
-        let copies: Vec<&[u64]> = memory.chunks_exact(len / 4).collect();
         for m in ROWS.into_iter().filter(|m| name != "head" || *m <= HEAD_ROWS) {
+            let problems = if m > FEW_ROWS { 1 } else { (BYTES_OF_FEW / (len * 2)).max(1) };
             let x: Vec<bf16> = (0..m * k).map(|i| bf16::from_f32((i % 17) as f32 - 8.0)).collect();
-            let mut out = vec![0f32; m * n];
-            let mut problem = |weight: &[u64]| -> Result<(), KernelError> {
+            let mut outs = vec![vec![0f32; m * n]; problems];
+            let mut gemms = Vec::with_capacity(problems);
+            for (out, weight) in outs.iter_mut().zip(memory.chunks_exact(len / 4)) {
                 // SAFETY: the slice's own bytes.
                 let weight = unsafe { std::slice::from_raw_parts(weight.as_ptr().cast::<u8>(), len * 2) };
-                let gemm = Gemm::new(GemmArgs {
+                gemms.push(Gemm::new(GemmArgs {
                     path,
                     x: x.as_slice().into(),
                     x_stride: k,
@@ -36,20 +42,12 @@ pub fn measure(cx: &mut Cx, memory: &[u64]) -> Result<()> {
                     out: out.as_mut_slice().into(),
                     out_stride: n,
                     epilogue: Epilogue::Store,
-                })?;
-                launch(&gemm, &mut scratch);
-                Ok(())
-            };
-            problem(copies[0])?;
-            let mut turn = 0;
-            let mut fault = Ok(());
-            cx.row(format!("gemm {name} {n}x{k}, {m} rows"), Some(n * k * 2), Some(2 * m * n * k), || {
-                turn = (turn + 1) % copies.len();
-                if let Err(e) = problem(copies[turn]) {
-                    fault = Err(e);
-                }
+                })?);
+            }
+            let (bytes, flops) = (n * k * 2, 2 * m * n * k);
+            cx.row(format!("gemm {name} {n}x{k}, {m} rows"), Some(bytes), Some(flops), gemms.len(), || {
+                launch(&gemms, &mut scratch);
             })?;
-            fault?;
         }
     }
     Ok(())

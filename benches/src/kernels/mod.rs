@@ -77,12 +77,13 @@ struct Cx {
 const LEAST: Duration = Duration::from_millis(200);
 
 impl Cx {
-    /// Times `f` after one run of warm-up, and prints the row.
+    /// Times `f`, which runs `problems` of one size, after one run of warm-up, and prints the row of one problem.
     fn row(
         &mut self,
         name: String,
         bytes: Option<usize>,
         flops: Option<usize>,
+        problems: usize,
         mut f: impl FnMut(),
     ) -> Result<()> {
         wait_quiet(&[], &mut self.wait)?;
@@ -92,7 +93,7 @@ impl Cx {
         while times.len() < self.runs || begin.elapsed() < LEAST {
             let start = Instant::now();
             f();
-            times.push(start.elapsed().as_secs_f64());
+            times.push(start.elapsed().as_secs_f64() / problems as f64);
         }
         let Some(seconds) = Spread::of(times) else { return Ok(()) };
         let others = others.cores()?;
@@ -116,14 +117,20 @@ impl Cx {
     }
 }
 
-/// Runs a kernel's units in equal parts on the threads that `scratch` has slices for.
-fn launch(kernel: &dyn Kernel, scratch: &mut [Vec<f32>]) {
-    let (units, n) = (kernel.units(), scratch.len());
+/// Runs the units of several problems in equal parts on the threads that `scratch` has slices for; threads start once
+/// and do not wait for each other between problems, so that starting them weighs little.
+fn launch(kernels: &[impl Kernel], scratch: &mut [Vec<f32>]) {
+    let n = scratch.len();
     std::thread::scope(|s| {
         for (t, scratch) in scratch.iter_mut().enumerate() {
-            scratch.resize(kernel.scratch_len(), 0.0);
-            // SAFETY: ranges are disjoint and all buffers outlive the scope.
-            s.spawn(move || unsafe { kernel.run(units * t / n..units * (t + 1) / n, scratch) });
+            s.spawn(move || {
+                for kernel in kernels {
+                    let units = kernel.units();
+                    scratch.resize(kernel.scratch_len(), 0.0);
+                    // SAFETY: ranges are disjoint, problems share no output, and all buffers outlive the scope.
+                    unsafe { kernel.run(units * t / n..units * (t + 1) / n, scratch) }
+                }
+            });
         }
     });
 }

@@ -24,12 +24,12 @@ pub fn measure(cx: &mut Cx) -> Result<()> {
         ("top_p 0.95", Params { top_p: 0.95, ..base }),
         ("top_k 50, top_p 0.95, min_p", Params { top_k: 50, top_p: 0.95, min_p: 0.01, ..base }),
     ] {
-        cx.row(format!("sampling {name}"), None, None, || {
+        cx.row(format!("sampling {name}"), None, None, 1, || {
             black_box(draw(path, &row, &params, &context, &mut scratch));
         })?;
     }
     let mut top = [TopLogprob::default(); 20];
-    cx.row("logprobs, top 20".into(), None, None, || {
+    cx.row("logprobs, top 20".into(), None, None, 1, || {
         black_box(logprobs(path, &row, 7, &mut top));
     })
 }
