@@ -32,8 +32,8 @@ pub fn compile(
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<Outcome> {
-    let Imported { graph: imported_graph, card, text, tokenizer_json, dtype, .. } = imported;
-    let mut run = Run { options, observer, outcome: Outcome::default() };
+    let Imported { graph: imported_graph, mut card, text, tokenizer_json, dtype, .. } = imported;
+    let mut run = Run { options, observer, outcome: Outcome::default(), numeric: Vec::new() };
 
     // import: what the checkpoint says, unfused, every rounding point explicit. The caller has done the work and told
     // the observer; what comes in is verified here.
@@ -106,6 +106,7 @@ pub fn compile(
         })?,
     };
     wrote?;
+    card.numeric_passes = std::mem::take(&mut run.numeric);
     let tables = Tables { card, programs, text, tokenizer: tokenizer_json, self_test: Some(self_test) };
     let written = emit::finish(writer, &tables, observer)?;
     run.outcome.weights = Some(WeightTotals {
@@ -126,7 +127,12 @@ pub fn compile(
 /// The graph phases without a watcher.
 fn rewrite(graph: &mut Graph) -> Result<()> {
     let options = Options { dump_phases: None, to: Phase::Fuse, ..Options::default() };
-    let mut run = Run { options: &options, observer: &crate::options::Silent, outcome: Outcome::default() };
+    let mut run = Run {
+        options: &options,
+        observer: &crate::options::Silent,
+        outcome: Outcome::default(),
+        numeric: Vec::new(),
+    };
     run.graph_phases(graph)
 }
 
@@ -135,6 +141,8 @@ struct Run<'a> {
     options: &'a Options,
     observer: &'a dyn Observer,
     outcome: Outcome,
+    /// What the model card says of passes that were not exact.
+    numeric: Vec<String>,
 }
 
 impl Run<'_> {
@@ -181,10 +189,13 @@ impl Run<'_> {
             tracing::debug!(phase = phase.name(), rule = applied.rule, node = applied.node, precision = %applied.precision);
         }
         for rule in rules {
-            let numeric =
-                |a: &&lathe_ir::driver::Applied| a.rule == rule.name && a.precision != Precision::Exact;
-            let exact = !report.applied.iter().any(|a| numeric(&a));
-            self.count(phase, rule.name, exact, report.count(rule.name));
+            let moved =
+                report.applied.iter().filter(|a| a.rule == rule.name && a.precision != Precision::Exact);
+            let moved: Vec<_> = moved.collect();
+            if let Some(first) = moved.first() {
+                self.numeric.push(format!("{} {} times, {}", rule.name, moved.len(), first.precision));
+            }
+            self.count(phase, rule.name, moved.is_empty(), report.count(rule.name));
         }
         Ok(())
     }
@@ -193,7 +204,11 @@ impl Run<'_> {
         let changes = (pass.run)(graph)?;
         verify(graph)?;
         tracing::debug!(phase = phase.name(), pass = pass.name, changes);
-        self.count(phase, pass.name, pass.precision == Precision::Exact, changes);
+        let exact = pass.precision == Precision::Exact;
+        if !exact && changes > 0 {
+            self.numeric.push(format!("{} {changes} times, {}", pass.name, pass.precision));
+        }
+        self.count(phase, pass.name, exact, changes);
         Ok(())
     }
 

@@ -219,6 +219,7 @@ mod tests {
             producer: String::new(),
             contract: 1,
             flags: vec!["--dtype".into(), "bf16".into()],
+            numeric_passes: vec![],
             source_hash: [0; 32],
         }
     }

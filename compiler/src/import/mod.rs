@@ -187,6 +187,7 @@ pub fn import(checkpoint: &Checkpoint, options: &Options) -> Result<Imported> {
             checkpoint.synthetic_seed,
             options.generation_defaults,
         ),
+        numeric_passes: Vec::new(),
         source_hash: checkpoint.source_hash(),
     };
     Ok(Imported {

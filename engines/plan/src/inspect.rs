@@ -90,6 +90,9 @@ fn write_plan(out: &mut String, plan: &Plan) -> fmt::Result {
     )?;
     writeln!(out, "  producer {}, numeric contract {}", safe(&card.producer), card.contract)?;
     writeln!(out, "  flags {}", safe(&crate::header::shell_line(&card.flags)))?;
+    for pass in &card.numeric_passes {
+        writeln!(out, "  numeric {}", safe(pass))?;
+    }
     writeln!(out, "  source {}", hex(&card.source_hash))?;
     for (name, template) in &plan.text().chat_templates {
         writeln!(out, "  chat template {}, {} bytes", safe(name), template.len())?;

@@ -9,7 +9,7 @@ use serde::Serialize;
 /// What the model is and how it was compiled: section `CARD`.
 #[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize)]
 pub struct ModelCard {
-    /// Name for people: the checkpoint directory's last component or the hub id.
+    /// Name for people: the hub id, or family and size where the checkpoint was opened as a directory.
     pub name: String,
     /// Architecture as the checkpoint names it, e.g. `LlamaForCausalLM`.
     pub architecture: String,
@@ -33,7 +33,9 @@ pub struct ModelCard {
     pub contract: u32,
     /// Compile flags that reproduce this plan, without paths of input and output.
     pub flags: Vec<String>,
-    /// Hash over the source checkpoint's config and tensor bytes (BLAKE3).
+    /// Compiler passes that moved logits within a bound, each with its count and bound; empty when all were exact.
+    pub numeric_passes: Vec<String>,
+    /// Hash over the source checkpoint's config and its tensors' names, types and shapes (BLAKE3).
     #[serde(serialize_with = "as_hex")]
     pub source_hash: [u8; 32],
 }

@@ -1,7 +1,7 @@
 //! `y[m, n] = x[m, k] * W[n, k]^T (+ bias)` for any m, with W packed in panels of 16 features.
 //!
 //! Needs: x and W of one dtype in {bf16, f16, f32}; W packed by [`pack_panel`]. Accumulates in f32.
-//! Order: K is cut into `numerics::gemm_slices(n, k)` slices; each starts at zero and adds in ascending k; slices are
+//! Order: K is cut into `numerics::gemm_slices(stored rows, k)` slices; each starts at zero and adds in ascending k; slices are
 //! folded left; then bias; then the epilogue rounds once. Row count, units and threads do not enter.
 //! Differs by ISA: scalar multiplies and adds; AVX-512 fuses (f16, f32) or uses `vdpbf16ps`, which adds two products
 //! per step and flushes subnormals (bf16).
@@ -49,7 +49,7 @@ pub struct GemmArgs<'a> {
     pub x_stride: usize,
     /// Rows.
     pub m: usize,
-    /// Logical features of the weight (`2 * cols` for `SiluMul`); fixes the K slices.
+    /// Logical features of the weight (`2 * cols` for `SiluMul`); its stored rows fix the K slices.
     pub n: usize,
     /// Depth.
     pub k: usize,
@@ -158,7 +158,7 @@ impl<'a> Gemm<'a> {
         let row_blocks = m.div_ceil(max_rows);
         let group = if m <= MAX_ROWS { GROUP_FEW } else { GROUP_MANY };
         let panels = rows.div_ceil(PANEL);
-        let slices = gemm_slices(n, k);
+        let slices = gemm_slices(rows, k);
         let shape = Shape {
             panels,
             slices,
