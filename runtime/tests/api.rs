@@ -1,8 +1,8 @@
 //! What clients see: answers, streams, errors.
 
-mod common;
+mod programs;
 
-use common::{Dir, MAX_SEQ_LEN, Server};
+use programs::{Dir, MAX_SEQ_LEN, Server};
 use serde_json::{Value, json};
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -186,7 +186,7 @@ fn echo_scores_prompts_as_the_engine_does_whatever_the_chunks() {
     let out = dir.path("logits.safetensors");
     let list = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let plan = dir.path("tiny.plan");
-    let run = common::runtime(&[
+    let run = programs::runtime(&[
         "logits",
         plan.to_str().unwrap(),
         "--token-ids",

@@ -1,8 +1,8 @@
 //! The commands beside `serve`, and the settings.
 
-mod common;
+mod programs;
 
-use common::{Dir, Server, runtime};
+use programs::{Dir, Server, runtime};
 use serde_json::{Value, json};
 
 fn text(bytes: &[u8]) -> String {

@@ -1,11 +1,11 @@
 //! A server's life: keys, limits, clients that leave, drains, faults.
 
-mod common;
+mod programs;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use common::{Dir, Server, read_answer, read_events, runtime};
+use programs::{Dir, Server, read_answer, read_events, runtime};
 use serde_json::json;
 
 const COMPLETIONS: &str = "/v1/completions";
