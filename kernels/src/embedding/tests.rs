@@ -1,3 +1,5 @@
+//! `embedding` against the formula, and its bits across splits.
+
 use super::{Embedding, EmbeddingArgs, TableLayout};
 use crate::IsaPath;
 use crate::gemm::tests::{Packed, plain_order};

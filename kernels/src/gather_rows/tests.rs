@@ -1,3 +1,5 @@
+//! `gather_rows` against the formula, and its bits across splits.
+
 use super::{GatherRows, GatherRowsArgs};
 use crate::testing::{Buffer, DTYPES, SPLITS, run, values};
 

@@ -1,3 +1,5 @@
+//! `gemm` against its reference, and its bits against themselves: rows, chunks, splits, threads.
+
 use lathe_numerics::DType;
 use lathe_numerics::contract::PANEL;
 

@@ -1,3 +1,5 @@
+//! `rms_norm` against its reference, and its bits against themselves: rows, chunks, splits, threads.
+
 use lathe_numerics::DType;
 
 use super::{AddRmsNorm, AddRmsNormArgs, RmsNorm, RmsNormArgs, reference};

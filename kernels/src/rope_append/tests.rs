@@ -1,3 +1,5 @@
+//! `rope_append` against its reference, and its bits against themselves: rows, chunks, splits, threads.
+
 use lathe_numerics::DType;
 
 use super::{RopeAppend, RopeAppendArgs, reference};

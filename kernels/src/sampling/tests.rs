@@ -1,3 +1,5 @@
+//! `sampling` against its reference, and its bits across paths.
+
 use lathe_numerics::{DType, philox};
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! `silu_mul` against the formula, and its bits across splits.
+
 use lathe_numerics::exp::silu;
 
 use super::{SiluMul, SiluMulArgs};
