@@ -2,14 +2,18 @@
 
 use std::process::Command;
 
+/// What git prints, trimmed; `None` outside a checkout.
+fn git(args: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+    String::from_utf8(output.stdout).ok().map(|s| s.trim().to_owned())
+}
+
 fn main() {
-    let commit = Command::new("git")
-        .args(["rev-parse", "--short=12", "HEAD"])
-        .output()
-        .ok()
-        .filter(|o| o.status.success())
-        .and_then(|o| String::from_utf8(o.stdout).ok())
-        .map_or_else(|| "unknown".to_owned(), |s| s.trim().to_owned());
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
     println!("cargo:rustc-env=LATHE_COMMIT={commit}");
-    println!("cargo:rerun-if-changed=../.git/HEAD");
+    // Grows with every commit and checkout.
+    match git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        Some(path) => println!("cargo:rerun-if-changed={path}"),
+        None => println!("cargo:rerun-if-changed=build.rs"),
+    }
 }
