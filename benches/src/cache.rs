@@ -84,12 +84,12 @@ pub fn program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Our plan of a shape; made again when `compile` is newer.
+/// Our plan of a shape; made again when `compile` is newer, or when this build cannot read it.
 pub fn plan(shape: &str) -> Result<PathBuf> {
     let compile = program("compile")?;
     let out = dir()?.join(format!("{shape}.plan"));
     let modified = |p: &Path| std::fs::metadata(p).and_then(|m| m.modified()).ok();
-    if modified(&out) < modified(&compile) {
+    if modified(&out) < modified(&compile) || lathe_plan::Plan::open(&out).is_err() {
         let mut make = Command::new(compile);
         make.arg("--config").arg(config(shape)?).args(["--synthetic-weights", "1", "--tokenizer", "none"]);
         make.arg("-o").arg(&out);

@@ -198,7 +198,7 @@ pub fn run(args: &Args) -> Result<()> {
             let rate = |h: &Half| (Rate::Prefill.of(case, h), Rate::Decode.of(case, h));
             let (a, b) = (rate(&ours), rate(&theirs));
             eprintln!(
-                "round {round}, {:12}: prefill {:7.1} : {:7.1}, decode {:6.2} : {:6.2} tok/s, others {:.2} : {:.2} cores",
+                "round {round}, {:12}: prefill {:.1} : {:.1}, decode {:.2} : {:.2} tok/s, others {:.2} : {:.2} cores",
                 case.name, a.0, b.0, a.1, b.1, ours.others, theirs.others
             );
             pairs.push(Pair { case: case.name, lathe_first, lathe: ours, llama: theirs });
