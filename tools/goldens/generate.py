@@ -63,6 +63,12 @@ def golden(name, path, ids, case=None, columns=None, rows=None):
     file = HERE / "logits" / f"{(case or name).replace('/', '-')}.safetensors"
     file.parent.mkdir(exist_ok=True)
     save_file(out, file, meta)
+    # safetensors writes metadata in the order of a hash map; sorted, the same values are the same bytes.
+    raw = file.read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    text = json.dumps(json.loads(raw[8 : 8 + n]), sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + n :])
     print(file.name, file.stat().st_size, tuple(out["logits"].shape), {k: v for k, v in meta.items() if "own" in k or "max" in k})
 
 
@@ -87,7 +93,7 @@ def all_logits(fixtures, demo):
             ids = tok.apply_chat_template(case["messages"], add_generation_prompt=True, return_dict=False)
             ids += tok(case["answer"], add_special_tokens=False)["input_ids"]
             # Around the borders of 128 positions, and the answer.
-            near = {p for b in range(0, len(ids), 256) for p in (b - 1, b) if p >= 0} | set(range(len(ids) - 4, len(ids)))
+            near = {p for b in range(0, len(ids), 128) for p in (b - 1, b) if p >= 0} | set(range(len(ids) - 4, len(ids)))
             golden("demo", demo / "model", ids, case=f"demo-{task}", rows=sorted(near) if len(ids) > 60 else None)
 
 
