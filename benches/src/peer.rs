@@ -30,6 +30,9 @@ pub struct Timing {
     pub decode_s: f64,
     /// Last token of each sequence.
     pub last: Vec<u32>,
+    /// Where the case asked for it: GB/s of the fastest way to read memory, between the steps.
+    #[serde(default)]
+    pub read_gb_s: Option<f64>,
 }
 
 /// A running worker; ended when dropped.

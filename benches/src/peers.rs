@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use lathe_plan::Plan;
 use serde::Serialize;
 
-use crate::cases::{CASES, Case};
-use crate::machine::{Bounds, Machine, Others, QUIET, Roof, wait_quiet};
+use crate::cases::{CASES, Case, ROOFLINE};
+use crate::machine::{Machine, Others, QUIET, multiply_rate, wait_quiet};
 use crate::peer::{Hello, Peer, Timing};
 use crate::stats::Spread;
 use crate::{cache, results, worker};
@@ -102,15 +102,27 @@ struct Line {
     loaded: bool,
 }
 
-/// Decode of one sequence against the time that reading its weights takes at least.
+/// Decode of one sequence against reading its weights: steps and plain readings of memory take turns.
 #[derive(Debug, Serialize)]
 struct Roofline {
     bytes_per_token: u64,
     read_gb_s: Spread,
-    tokens_per_s: f64,
-    lathe_share: f64,
-    llama_share: f64,
+    lathe_gb_s: Spread,
+    share: Spread,
     asked: f64,
+    quiet_rounds: usize,
+    loaded: bool,
+    rounds: Vec<Round>,
+}
+
+/// What the machine could do and did in a round.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Round {
+    read_gb_s: f64,
+    lathe_gb_s: f64,
+    /// `vdpbf16ps` on registers; NaN on a machine without it.
+    bf16_gflop_s: f64,
+    others: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -127,7 +139,6 @@ struct Report {
     roofline: Roofline,
     bf16_gflop_s: Option<Spread>,
     lines: Vec<Line>,
-    bounds: Vec<Bounds>,
     pairs: Vec<Pair>,
 }
 
@@ -141,8 +152,6 @@ const LINES: [(&str, usize, Rate, Option<f64>); 6] = [
 ];
 /// Share of the read roofline that decoding one sequence is held to.
 const DECODE_SHARE: f64 = 0.75;
-/// Bytes that the bandwidth loop reads: far beyond any cache, small beside the models.
-const ROOF_BYTES: usize = 1 << 30;
 
 fn half(peer: &mut Peer, case: &Case, processes: &[u32], wait: &mut Duration) -> Result<Half> {
     wait_quiet(processes, wait)?;
@@ -160,7 +169,6 @@ pub fn run(args: &Args) -> Result<()> {
         None => cache::plan(&args.shape)?,
     };
     let bytes_per_token = worker::bytes_per_step(&Plan::open(&plan)?)?;
-    let roof = Roof::new(ROOF_BYTES);
     let mut lathe = Peer::start(ours(&plan, args.threads)?)?;
     let mut llama = Peer::start({
         let mut c = Command::new(&python);
@@ -168,22 +176,22 @@ pub fn run(args: &Args) -> Result<()> {
         c
     })?;
     let processes = [lathe.id(), llama.id()];
-    for case in &CASES {
-        let short = Case { new: 2, ..*case };
+    for case in CASES {
+        let short = Case { new: 2, ..case };
         lathe.run(&short)?;
         llama.run(&short)?;
     }
 
     let mut wait = Duration::from_secs(args.wait);
-    let (mut pairs, mut bounds): (Vec<Pair>, Vec<Bounds>) = (vec![], vec![]);
+    let (mut pairs, mut rounds): (Vec<Pair>, Vec<Round>) = (vec![], vec![]);
     let quiet =
         |pairs: &[Pair], case: &Case| pairs.iter().filter(|p| p.case == case.name && p.quiet()).count();
     for round in 0..args.max_rounds {
-        if round >= args.pairs && CASES.iter().all(|c| quiet(&pairs, c) >= args.pairs) {
+        let enough = CASES.iter().all(|c| quiet(&pairs, c) >= args.pairs);
+        if enough && rounds.iter().filter(|r| r.others < QUIET).count() >= args.pairs {
             break;
         }
-        wait_quiet(&processes, &mut wait)?;
-        bounds.push(roof.measure(args.threads));
+        rounds.push(roofline(&mut lathe, bytes_per_token, args.threads, &processes, &mut wait)?);
         for case in &CASES {
             let lathe_first = round % 2 == 0;
             let mut ours = None;
@@ -206,8 +214,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
 
     let lines = LINES.iter().map(|l| line(*l, &pairs, args.pairs)).collect::<Result<Vec<Line>>>()?;
-    let read = Spread::of(bounds.iter().map(|b| b.read)).context("no round was run")?;
-    let tokens_per_s = read.median * 1e9 / bytes_per_token as f64;
     let report = Report {
         date: results::date(),
         commit: results::commit(),
@@ -218,23 +224,50 @@ pub fn run(args: &Args) -> Result<()> {
         llama_memory: results::Rss::of(llama.id())?,
         lathe: lathe.hello.clone(),
         llama: llama.hello.clone(),
-        roofline: Roofline {
-            bytes_per_token,
-            read_gb_s: read,
-            tokens_per_s,
-            lathe_share: lines[1].lathe.median / tokens_per_s,
-            llama_share: lines[1].llama.median / tokens_per_s,
-            asked: DECODE_SHARE,
-        },
-        bf16_gflop_s: Spread::of(bounds.iter().map(|b| b.bf16).filter(|b| b.is_finite())),
+        bf16_gflop_s: Spread::of(rounds.iter().map(|r| r.bf16_gflop_s).filter(|r| r.is_finite())),
+        roofline: share(rounds, bytes_per_token, args.pairs)?,
         lines,
-        bounds,
         pairs,
     };
     print(&report);
     let suffix = if args.shape == "1b" { String::new() } else { format!("-{}", args.shape) };
     let name = format!("{}-peers-cpu{suffix}.json", report.date);
     results::write(args.out.as_deref(), &name, &report)
+}
+
+fn roofline(
+    lathe: &mut Peer,
+    bytes_per_token: u64,
+    threads: usize,
+    processes: &[u32],
+    wait: &mut Duration,
+) -> Result<Round> {
+    wait_quiet(processes, wait)?;
+    let others = Others::start(processes)?;
+    let timing = lathe.run(&ROOFLINE)?;
+    let read_gb_s = timing.read_gb_s.context("the worker gave no read bandwidth")?;
+    let lathe_gb_s = bytes_per_token as f64 * f64::from(ROOFLINE.new) / timing.decode_s / 1e9;
+    let round =
+        Round { read_gb_s, lathe_gb_s, bf16_gflop_s: multiply_rate(threads), others: others.cores()? };
+    eprintln!("{round:?}");
+    Ok(round)
+}
+
+fn share(rounds: Vec<Round>, bytes_per_token: u64, want: usize) -> Result<Roofline> {
+    let quiet_rounds = rounds.iter().filter(|r| r.others < QUIET).count();
+    let loaded = quiet_rounds < want;
+    let used = || rounds.iter().filter(|r| loaded || r.others < QUIET);
+    let spread = |f: fn(&Round) -> f64| Spread::of(used().map(f)).context("no round was run");
+    Ok(Roofline {
+        bytes_per_token,
+        read_gb_s: spread(|r| r.read_gb_s)?,
+        lathe_gb_s: spread(|r| r.lathe_gb_s)?,
+        share: spread(|r| r.lathe_gb_s / r.read_gb_s)?,
+        asked: DECODE_SHARE,
+        quiet_rounds,
+        loaded,
+        rounds,
+    })
 }
 
 fn line(
@@ -293,17 +326,19 @@ fn print(r: &Report) {
     }
     let f = &r.roofline;
     println!(
-        "\nread bandwidth {} GB/s; {:.3} GB of weights per token: at most {:.1} tok/s",
+        "\ndecode of 1 sequence beside plain reads, by turns: {} of {} GB/s, {:.3} GB of weights a token",
+        f.lathe_gb_s.text(1),
         f.read_gb_s.text(1),
-        f.bytes_per_token as f64 / 1e9,
-        f.tokens_per_s
+        f.bytes_per_token as f64 / 1e9
     );
     println!(
-        "decode of 1 sequence, share of it: Lathe {:.2} (asked {:.2} {}), llama.cpp {:.2}",
-        f.lathe_share,
+        "share of the roofline {}, asked {:.2} {}, {} of {} rounds quiet{}",
+        f.share.text(2),
         f.asked,
-        verdict(f.lathe_share >= f.asked),
-        f.llama_share
+        verdict(f.share.median >= f.asked),
+        f.quiet_rounds,
+        f.rounds.len(),
+        if f.loaded { " LOADED, no claim" } else { "" }
     );
     if let Some(bf16) = &r.bf16_gflop_s {
         println!("vdpbf16ps on registers {} GFLOP/s", bf16.text(0));

@@ -14,6 +14,7 @@ use lathe_plan::Plan;
 use lathe_plan::schema::Place;
 
 use crate::cases::Case;
+use crate::machine::{Roof, WAYS};
 use crate::peer::{Hello, Timing};
 use crate::trace::Trace;
 
@@ -99,13 +100,48 @@ impl Bench {
         self.step(case, case.prompt, case.prompt)?;
         let prefill_s = start.elapsed().as_secs_f64();
         show(&format!("prefill {}x{}, {:.1} ms", case.sequences, case.prompt, prefill_s * 1e3))?;
-        let start = Instant::now();
+        let mut reads = case.reads.then(Reads::new);
+        let mut decode_s = 0.0;
         for i in 1..=case.new {
+            let start = Instant::now();
             self.step(case, 1, case.prompt + i)?;
+            decode_s += start.elapsed().as_secs_f64();
+            if let Some(reads) = &mut reads {
+                reads.next(self.engine.info().threads);
+            }
         }
-        let decode_s = start.elapsed().as_secs_f64();
         show(&format!("{} steps of {}, {:.1} ms", case.new, case.sequences, decode_s * 1e3))?;
-        Ok(Timing { prefill_s, decode_s, last: self.last.clone() })
+        let read_gb_s = reads.map(|r| r.fastest());
+        Ok(Timing { prefill_s, decode_s, last: self.last.clone(), read_gb_s })
+    }
+}
+
+/// Bytes of one reading between steps: some milliseconds, far beyond any cache.
+const READ_BYTES: usize = 256 << 20;
+
+/// Readings of memory in all ways by turns.
+struct Reads {
+    roof: Roof,
+    /// Seconds and readings by way.
+    ways: [(f64, u32); WAYS],
+    turn: usize,
+}
+
+impl Reads {
+    fn new() -> Self {
+        Reads { roof: Roof::new(READ_BYTES), ways: [(0.0, 0); WAYS], turn: 0 }
+    }
+
+    fn next(&mut self, threads: usize) {
+        let way = &mut self.ways[self.turn % WAYS];
+        way.0 += self.roof.read(self.turn % WAYS, threads);
+        way.1 += 1;
+        self.turn += 1;
+    }
+
+    /// GB/s of the fastest way, over all its readings.
+    fn fastest(&self) -> f64 {
+        self.ways.iter().map(|(s, n)| self.roof.bytes() * f64::from(*n) / s / 1e9).fold(0.0, f64::max)
     }
 }
 
