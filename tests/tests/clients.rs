@@ -1,10 +1,10 @@
 //! Real clients against the real server, and the demo model's scores.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lathe_tests::server::Server;
-use lathe_tests::{drive, root};
+use lathe_tests::{drive, fixture, root};
 use serde_json::{Value, json};
 
 fn demo_plan(dir: &tempfile::TempDir) -> PathBuf {
@@ -14,19 +14,40 @@ fn demo_plan(dir: &tempfile::TempDir) -> PathBuf {
     plan
 }
 
-#[test]
-fn the_openai_package_is_served() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(&demo_plan(&dir), &[]).unwrap();
+/// Runs the openai package against a plan's server; an empty list is all checks.
+fn openai(plan: &Path, model: &str, checks: &[&str]) {
+    let server = Server::start(plan, &[]).unwrap();
     let python = std::env::var_os("LATHE_PYTHON").unwrap_or_else(|| "python3".into());
     let output = Command::new(python)
         .arg(root().join("tests/clients/openai_client.py"))
-        .args([&format!("http://{}/v1", server.address), "demo"])
+        .args([&format!("http://{}/v1", server.address), model])
+        .args(checks)
         .output()
         .unwrap();
     let said =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}");
+}
+
+#[test]
+fn the_openai_package_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    openai(&demo_plan(&dir), "demo", &[]);
+}
+
+/// A checkpoint as Llama 3.2 is published, random weights: what does not depend on what it says.
+#[test]
+fn a_llama_3_2_checkpoint_goes_the_same_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = dir.path().join("llama.plan");
+    drive::compile(&["--model", fixture("llama32-like").to_str().unwrap()], &plan).unwrap();
+    let checks = [
+        "models_are_listed",
+        "max_tokens_end_with_length",
+        "prompts_may_be_lists",
+        "many_concurrent_streams",
+    ];
+    openai(&plan, "llama", &checks);
 }
 
 /// Exact match on held-out cases, greedy: broken attention, page tables or sampling show here.
