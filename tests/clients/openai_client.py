@@ -130,7 +130,8 @@ def many_concurrent_streams():
         a, b = 10 + i, 90 - i
         text = ""
         stream = await c.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": f"What is {a} + {b}?"}], temperature=0, stream=True
+            model=model, messages=[{"role": "user", "content": f"What is {a} + {b}?"}], temperature=0, stream=True,
+            max_tokens=48,
         )
         async for chunk in stream:
             text += chunk.choices[0].delta.content or ""
@@ -144,7 +145,8 @@ def many_concurrent_streams():
     assert all(together), together
     for i in (0, 13, 31):
         r = client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": f"What is {10 + i} + {90 - i}?"}], temperature=0
+            model=model, messages=[{"role": "user", "content": f"What is {10 + i} + {90 - i}?"}], temperature=0,
+            max_tokens=48,
         )
         assert r.choices[0].message.content == together[i], "an answer depends on its company"
 
