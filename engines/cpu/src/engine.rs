@@ -1,6 +1,6 @@
 //! The engine: memory fixed at load, steps checked before they run, answers by row.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lathe_api::{
     Engine, EngineError, EngineInfo, Memory as MemoryReport, MemoryLine, Slot, SlotState, StepOutput,
@@ -17,6 +17,9 @@ use crate::pool::Pool;
 use crate::program::{Bound, bind};
 use crate::region::{self, Memory};
 use crate::sampler::Sampler;
+
+/// Bytes of pages taken at a time: short enough that an engine that is dropped meanwhile is not held up.
+const POPULATE_BYTES: usize = 32 << 20;
 
 /// How to load a plan.
 #[derive(Clone, Debug, Default)]
@@ -48,7 +51,9 @@ pub struct CpuEngine {
     path: IsaPath,
     pool: Pool,
     arena: Memory,
-    kv: Memory,
+    kv: Arc<Memory>,
+    /// Why the system gave no more pages for the KV pool, if it did not.
+    starved: Arc<OnceLock<String>>,
     scratch: Scratch,
     sampler: Sampler,
     info: EngineInfo,
@@ -161,7 +166,7 @@ impl CpuEngine {
         arena.populate().map_err(system("activations"))?;
         let scratch = Scratch::new(threads, scratch_bytes).map_err(system("kernel scratch"))?;
         scratch.populate().map_err(system("kernel scratch"))?;
-        let kv = Memory::new(n_blocks as usize * bound.block_bytes).map_err(system("KV pool"))?;
+        let kv = Arc::new(Memory::new(n_blocks as usize * bound.block_bytes).map_err(system("KV pool"))?);
         let pool = Pool::new(threads).map_err(system("worker threads"))?;
         let sampler = Sampler::new(max_s, max_r, vocab, threads, max_len);
         let max_blocks = max_s * max_len.div_ceil(bound.block);
@@ -184,6 +189,7 @@ impl CpuEngine {
             pool,
             arena,
             kv,
+            starved: Arc::new(OnceLock::new()),
             scratch,
             sampler,
             info,
@@ -198,14 +204,33 @@ impl CpuEngine {
         })
     }
 
-    /// Takes the KV pool's pages from the system and reads the weights into the page cache. Optional; may take
-    /// seconds; call it from the thread that owns the engine before the first step, or leave it to the first steps.
+    /// Starts to take the KV pool's pages from the system and to read the weights into the page cache, both in the
+    /// background: gigabytes of fresh pages can take seconds, and a first request need not wait for them. A lack of
+    /// pages fails the next `submit`.
     ///
     /// # Errors
-    /// `Fit` when the system has no more pages.
+    /// `Fit` when the system gives no thread.
     pub fn warm(&self) -> Result<(), EngineError> {
         self.plan.prefetch_weights();
-        self.kv.populate().map_err(system("KV pool"))
+        let (kv, starved) = (Arc::clone(&self.kv), Arc::clone(&self.starved));
+        let take_pages = move || {
+            for start in (0..kv.len()).step_by(POPULATE_BYTES) {
+                // The engine is gone: nobody needs the rest.
+                if Arc::strong_count(&kv) == 1 {
+                    return;
+                }
+                if let Err(e) = kv.populate_range(start..kv.len().min(start + POPULATE_BYTES)) {
+                    // Only this thread sets it.
+                    drop(starved.set(e.to_string()));
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("lathe-pages".into())
+            .spawn(take_pages)
+            .map(drop)
+            .map_err(system("worker threads"))
     }
 
     /// Bytes of one KV block over all layers.
@@ -333,6 +358,9 @@ impl Engine for CpuEngine {
     fn submit(&mut self, step: &StepPlan) -> Result<Ticket, EngineError> {
         if self.phase == Phase::Submitted {
             return Err(EngineError::Request("the step before was not sampled".into()));
+        }
+        if let Some(why) = self.starved.get() {
+            return Err(EngineError::Failed(format!("no pages for the KV pool: {why}")));
         }
         self.prepare(step).map_err(EngineError::Request)?;
         let batch = Batch::new(&self.seqs, &self.blocks, self.bound.block, self.info.n_blocks as usize)

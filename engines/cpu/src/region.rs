@@ -53,13 +53,24 @@ impl Memory {
         self.len
     }
 
-    /// Takes all pages from the system now, so that a lack of memory shows at load and not under a request.
+    /// Takes all pages from the system now, so that a lack of memory shows before a request meets it.
+    ///
+    /// # Errors
+    /// As [`Memory::populate_range`].
+    pub fn populate(&self) -> std::io::Result<()> {
+        self.populate_range(0..self.len)
+    }
+
+    /// Takes the pages of `range`, whose start is a multiple of the page size. Contents stay as they are, so others
+    /// may use the memory meanwhile.
     ///
     /// # Errors
     /// The system's error when pages cannot be had. Kernels without the call (before 5.14) take pages on touch.
-    pub fn populate(&self) -> std::io::Result<()> {
-        // SAFETY: advice on our own mapping.
-        let rc = unsafe { libc::madvise(self.ptr().cast(), self.len.max(1), libc::MADV_POPULATE_WRITE) };
+    pub fn populate_range(&self, range: std::ops::Range<usize>) -> std::io::Result<()> {
+        debug_assert!(range.end <= self.len);
+        let at = self.ptr().wrapping_add(range.start);
+        // SAFETY: advice on a part of our own mapping.
+        let rc = unsafe { libc::madvise(at.cast(), range.len().max(1), libc::MADV_POPULATE_WRITE) };
         match rc {
             0 => Ok(()),
             _ => match std::io::Error::last_os_error() {
