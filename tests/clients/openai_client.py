@@ -160,12 +160,13 @@ def a_client_that_leaves_frees_its_blocks():
         return float(next(l for l in text.splitlines() if l.startswith(name)).rsplit(" ", 1)[1])
 
     stream = client.completions.create(
-        model=model, prompt="1", max_tokens=900, stream=True, temperature=1, extra_body={"ignore_eos": True}
+        # Seconds of work, so that it is under way when the metrics are read.
+        model=model, prompt="1", n=32, max_tokens=2000, stream=True, temperature=1, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
     assert value("vllm:kv_cache_usage_perc") > 0
     stream.close()
-    for _ in range(100):
+    for _ in range(500):
         if value("vllm:num_requests_running") == 0 and value("vllm:kv_cache_usage_perc") == 0:
             return
         time.sleep(0.02)
