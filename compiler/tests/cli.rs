@@ -1,12 +1,12 @@
 //! The `compile` program as its users meet it: exit codes, streams, files left behind.
 
-mod common;
+mod checkpoints;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Dir, config};
+use checkpoints::{Dir, config};
 use lathe_numerics::DType;
 use serde_json::{Value, json};
 

@@ -1,8 +1,8 @@
 //! Checkpoint directories become graphs and cards, or typed errors.
 
-mod common;
+mod checkpoints;
 
-use common::{Dir, Stored, config, tensors};
+use checkpoints::{Dir, Stored, config, tensors};
 use lathe_compiler::checkpoint::Tokenizer;
 use lathe_compiler::error::CompileError;
 use lathe_compiler::import::{Imported, import, synthetic};

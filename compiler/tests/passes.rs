@@ -1,7 +1,7 @@
 //! Every rule and pass, in the pipeline's order, held to the interpreter: by bits where it says exact, within its bound
 //! where it says numeric. On random decoders and on imported checkpoints.
 
-mod common;
+mod checkpoints;
 
 use std::collections::BTreeMap;
 
@@ -84,13 +84,13 @@ fn every_rule_applies_to_a_plain_decoder() {
 }
 
 /// Checkpoint tensors as the interpreter takes them.
-fn weights(stored: &[common::Stored], dtype: DType) -> Weights {
+fn weights(stored: &[checkpoints::Stored], dtype: DType) -> Weights {
     let value = |bytes: &[u8]| match dtype {
         DType::F32 => f32::from_le_bytes(bytes.try_into().unwrap()),
         DType::F16 => half::f16::from_le_bytes(bytes.try_into().unwrap()).to_f32(),
         _ => half::bf16::from_le_bytes(bytes.try_into().unwrap()).to_f32(),
     };
-    let tensor = |t: &common::Stored| {
+    let tensor = |t: &checkpoints::Stored| {
         Tensor::float(dtype, t.shape.clone(), t.bytes.chunks_exact(dtype.size()).map(value).collect())
     };
     stored.iter().map(|t| (t.name.clone(), tensor(t))).collect()
@@ -136,9 +136,9 @@ fn imported_checkpoints_keep_their_logits() {
         ),
     ];
     for (change, dtype, options, want_exact) in rows {
-        let config = common::config(change.clone());
-        let stored = common::tensors(&config, dtype);
-        let checkpoint = common::Dir::new(&config, &stored).open().unwrap();
+        let config = checkpoints::config(change.clone());
+        let stored = checkpoints::tensors(&config, dtype);
+        let checkpoint = checkpoints::Dir::new(&config, &stored).open().unwrap();
         let imported = import(&checkpoint, &options).unwrap();
         let steps = steps(config["vocab_size"].as_i64().unwrap() as i32);
         let (counts, exact) =

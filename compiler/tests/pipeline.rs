@@ -1,6 +1,6 @@
 //! From a checkpoint to a plan: what is stored, that it is the same each time, and what it takes to make it.
 
-mod common;
+mod checkpoints;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -71,8 +71,8 @@ impl WeightSource for Stored {
     }
 }
 
-fn tensors(stored: &[common::Stored], dtype: DType) -> Stored {
-    let tensor = |t: &common::Stored| {
+fn tensors(stored: &[checkpoints::Stored], dtype: DType) -> Stored {
+    let tensor = |t: &checkpoints::Stored| {
         let data = t.bytes.chunks_exact(dtype.size()).map(|b| value(b, dtype)).collect();
         Tensor::float(dtype, t.shape.clone(), data)
     };
@@ -101,9 +101,9 @@ fn stored_weights_are_the_recipes_values() {
         ),
     ];
     for (change, dtype, options) in rows {
-        let config = common::config(change.clone());
-        let held = common::tensors(&config, dtype);
-        let checkpoint = common::Dir::new(&config, &held).open().unwrap();
+        let config = checkpoints::config(change.clone());
+        let held = checkpoints::tensors(&config, dtype);
+        let checkpoint = checkpoints::Dir::new(&config, &held).open().unwrap();
         let Compiled { plan, outcome, .. } =
             compiled(&checkpoint, import(&checkpoint, &options).unwrap(), &options);
         plan.verify_weights(|_| {}).unwrap();
@@ -134,8 +134,8 @@ fn stored_weights_are_the_recipes_values() {
 
 #[test]
 fn every_phase_can_be_the_last() {
-    let config = common::config(json!({}));
-    let checkpoint = common::Dir::of(&config, DType::BF16).open().unwrap();
+    let config = checkpoints::config(json!({}));
+    let checkpoint = checkpoints::Dir::of(&config, DType::BF16).open().unwrap();
     for (n, to) in Phase::ALL.into_iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let options = Options {
@@ -156,7 +156,7 @@ fn every_phase_can_be_the_last() {
 }
 
 /// A checkpoint whose layers are those of `of`, by number, with their weights.
-fn layers_of(config: &Value, all: &[common::Stored], of: &[usize]) -> (Value, Vec<common::Stored>) {
+fn layers_of(config: &Value, all: &[checkpoints::Stored], of: &[usize]) -> (Value, Vec<checkpoints::Stored>) {
     let mut config = config.clone();
     config["num_hidden_layers"] = json!(of.len());
     let renamed = all.iter().filter_map(|t| {
@@ -173,9 +173,9 @@ fn layers_of(config: &Value, all: &[common::Stored], of: &[usize]) -> (Value, Ve
 
 #[test]
 fn a_large_model_is_tested_by_its_first_and_last_layer() {
-    let config = common::config(json!({"num_hidden_layers": 5, "tie_word_embeddings": true}));
-    let held = common::tensors(&config, DType::BF16);
-    let checkpoint = common::Dir::new(&config, &held).open().unwrap();
+    let config = checkpoints::config(json!({"num_hidden_layers": 5, "tie_word_embeddings": true}));
+    let held = checkpoints::tensors(&config, DType::BF16);
+    let checkpoint = checkpoints::Dir::new(&config, &held).open().unwrap();
     let options = Options::default();
     let small = compiled(&checkpoint, import(&checkpoint, &options).unwrap(), &options);
     let mut imported = import(&checkpoint, &options).unwrap();
@@ -205,7 +205,7 @@ fn a_large_model_is_tested_by_its_first_and_last_layer() {
 
     // The answer is that of a model which has only those two layers.
     let (config, held) = layers_of(&config, &held, &[0, 4]);
-    let two = common::Dir::new(&config, &held).open().unwrap();
+    let two = checkpoints::Dir::new(&config, &held).open().unwrap();
     let two = compiled(&two, import(&two, &options).unwrap(), &options);
     assert_eq!(large.plan.self_test(), two.plan.self_test());
     assert_ne!(large.plan.self_test().unwrap().logits, small.plan.self_test().unwrap().logits);
@@ -216,9 +216,9 @@ fn the_self_test_is_the_interpreters_answer() {
     for (change, dtype) in
         [(json!({}), DType::BF16), (json!({"tie_word_embeddings": true, "mlp_bias": true}), DType::F32)]
     {
-        let config = common::config(change);
-        let held = common::tensors(&config, dtype);
-        let checkpoint = common::Dir::new(&config, &held).open().unwrap();
+        let config = checkpoints::config(change);
+        let held = checkpoints::tensors(&config, dtype);
+        let checkpoint = checkpoints::Dir::new(&config, &held).open().unwrap();
         let imported = import(&checkpoint, &Options::default()).unwrap();
         let graph = imported.graph.clone();
         let Compiled { plan, .. } = compiled(&checkpoint, imported, &Options::default());
@@ -242,11 +242,11 @@ fn the_self_test_is_the_interpreters_answer() {
 
 #[test]
 fn weights_that_are_no_numbers_are_refused_and_nothing_stays_behind() {
-    let config = common::config(json!({}));
-    let mut held = common::tensors(&config, DType::BF16);
+    let config = checkpoints::config(json!({}));
+    let mut held = checkpoints::tensors(&config, DType::BF16);
     let norm = held.iter_mut().find(|t| t.name == "model.norm.weight").unwrap();
     norm.bytes[..2].copy_from_slice(&half::bf16::NAN.to_le_bytes());
-    let checkpoint = common::Dir::new(&config, &held).open().unwrap();
+    let checkpoint = checkpoints::Dir::new(&config, &held).open().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let options = Options { output: folder.path().join("p.plan"), ..Options::default() };
     let imported = import(&checkpoint, &options).unwrap();
@@ -274,9 +274,9 @@ fn run(place: &Path, model: &Path, threads: &str, zone: &str) -> Vec<u8> {
 
 #[test]
 fn same_checkpoint_same_bytes() {
-    let config = common::config(json!({"num_hidden_layers": 3, "mlp_bias": true}));
-    let held = common::tensors(&config, DType::BF16);
-    let (a, b) = (common::Dir::new(&config, &held), common::Dir::new(&config, &held));
+    let config = checkpoints::config(json!({"num_hidden_layers": 3, "mlp_bias": true}));
+    let held = checkpoints::tensors(&config, DType::BF16);
+    let (a, b) = (checkpoints::Dir::new(&config, &held), checkpoints::Dir::new(&config, &held));
     let (elsewhere, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let longer = elsewhere.path().join("a checkpoint with a longer name");
     fs::rename(b.path(), &longer).unwrap();
@@ -305,7 +305,7 @@ fn peak_rss_anon(mut child: std::process::Child) -> u64 {
 #[test]
 fn no_tensor_is_held_whole() {
     // Two tensors of 96 MiB and a layer: the promise is two of them and 512 MiB, and one is already too much.
-    let config = common::config(json!({
+    let config = checkpoints::config(json!({
         "vocab_size": 49152, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 1,
     }));
     let folder = tempfile::tempdir().unwrap();

@@ -233,11 +233,6 @@ impl CpuEngine {
             .map_err(system("worker threads"))
     }
 
-    /// Bytes of one KV block over all layers.
-    pub fn block_bytes(&self) -> usize {
-        self.bound.block_bytes
-    }
-
     /// The bytes of a KV block, for tests of the numeric contract.
     pub fn block(&self, block: u32) -> Option<&[u8]> {
         if block >= self.info.n_blocks {

@@ -1,6 +1,6 @@
 //! Templates, message forms, and texts that spell control tokens.
 
-mod common;
+mod small_tokenizers;
 
 use lathe_text::{ChatError, ChatInput, LoadError, TextModel, TokenizerConfig};
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ fn model(templates: &[(&str, &str)]) -> TextModel {
             (text("eos_token"), text("<|end|>")),
         ]),
     };
-    TextModel::load(&common::byte_level(), &config).unwrap()
+    TextModel::load(&small_tokenizers::byte_level(), &config).unwrap()
 }
 
 fn input(messages: &[Value]) -> ChatInput<'_> {
@@ -117,7 +117,7 @@ fn faults_are_typed() {
         chat_templates: BTreeMap::from([("default".to_owned(), "\n{% if %}".to_owned())]),
         ..TokenizerConfig::default()
     };
-    let error = TextModel::load(&common::byte_level(), &config).unwrap_err();
+    let error = TextModel::load(&small_tokenizers::byte_level(), &config).unwrap_err();
     assert!(matches!(error, LoadError::Template { line: 2, .. }), "{error}");
 }
 

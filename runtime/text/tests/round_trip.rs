@@ -1,10 +1,10 @@
 //! Ids and text, whole and in pieces, held against the tokenizers crate.
 
-mod common;
+mod small_tokenizers;
 
-use common::{byte_fallback, byte_level, metaspace, model};
 use lathe_text::{LoadError, StopMatcher, TextError, TextModel, TokenizerConfig};
 use proptest::prelude::*;
+use small_tokenizers::{byte_fallback, byte_level, metaspace, model};
 use tokenizers::Tokenizer;
 
 /// Words, controls, characters of one to four bytes, joined and combining forms.
