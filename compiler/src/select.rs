@@ -100,6 +100,8 @@ pub fn select(graph: &Graph, name: &str, table: &mut WeightTable) -> Result<Prog
         cache_groups: selection.cache_groups,
         launches: selection.launches,
         logits,
+        modules: vec![],
+        sampling: vec![],
     })
 }
 
@@ -209,7 +211,7 @@ impl<'a> Selection<'a> {
             }
         };
         let node = self.graph.value_name(node.outputs[0]).to_string();
-        self.launches.push(Launch { kernel: kernel.into(), node, inputs, outputs, params });
+        self.launches.push(Launch { kernel: kernel.into(), node, inputs, outputs, params, device: vec![] });
         Ok(())
     }
 

@@ -12,6 +12,8 @@ mod lanes;
 mod view;
 
 pub mod attention;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod embedding;
 pub mod gather_rows;
 pub mod gemm;

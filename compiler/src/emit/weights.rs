@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use lathe_kernels::cuda::mma16;
 use lathe_kernels::gemm::{pack_panel, panel_bytes};
 use lathe_numerics::DType;
 use lathe_numerics::contract::PANEL;
@@ -60,7 +61,11 @@ impl StoredWeight {
             let laid_out = match self.layout {
                 Layout::RowMajor => &*data,
                 Layout::Panel16 => {
-                    self.pack(data, &mut packed)?;
+                    self.pack_panels(data, &mut packed)?;
+                    &packed[..]
+                }
+                Layout::Mma16 => {
+                    self.pack_tiles(data, &mut packed)?;
                     &packed[..]
                 }
             };
@@ -69,7 +74,7 @@ impl StoredWeight {
         Ok(())
     }
 
-    fn pack(&self, rows: &[u8], packed: &mut Vec<u8>) -> Result<()> {
+    fn pack_panels(&self, rows: &[u8], packed: &mut Vec<u8>) -> Result<()> {
         let (dtype, k) = (self.rows.dtype, self.rows.row_len);
         let row_bytes = self.rows.row_bytes();
         let panels = rows.chunks(PANEL * row_bytes);
@@ -77,6 +82,19 @@ impl StoredWeight {
         for (panel, out) in panels.zip(packed.chunks_exact_mut(panel_bytes(dtype, k))) {
             let views: Vec<&[u8]> = panel.chunks_exact(row_bytes).collect();
             pack_panel(dtype, &views, k, out)
+                .map_err(|e| CompileError::Bug(format!("weight @{}: {e}", self.name)))?;
+        }
+        Ok(())
+    }
+
+    fn pack_tiles(&self, rows: &[u8], packed: &mut Vec<u8>) -> Result<()> {
+        let k = self.rows.row_len;
+        let row_bytes = self.rows.row_bytes();
+        let tiles = rows.chunks(mma16::TILE * row_bytes);
+        packed.resize(tiles.len() * mma16::tile_row_bytes(k), 0);
+        for (tile, out) in tiles.zip(packed.chunks_exact_mut(mma16::tile_row_bytes(k))) {
+            let views: Vec<&[u8]> = tile.chunks_exact(row_bytes).collect();
+            mma16::pack_tile_row(&views, k, out)
                 .map_err(|e| CompileError::Bug(format!("weight @{}: {e}", self.name)))?;
         }
         Ok(())

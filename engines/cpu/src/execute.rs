@@ -12,7 +12,6 @@ use lathe_kernels::rms_norm::{AddRmsNorm, AddRmsNormArgs, RmsNorm, RmsNormArgs};
 use lathe_kernels::rope_append::{RopeAppend, RopeAppendArgs};
 use lathe_kernels::{Dst, IsaPath, Kernel, KernelError, Src};
 use lathe_plan::Plan;
-use lathe_plan::schema::Layout;
 
 use crate::pool::Pool;
 use crate::program::{Bound, Call, Heads, Region, Rows, WeightRef};
@@ -171,10 +170,7 @@ impl Machine<'_> {
         let path = self.path;
         match *call {
             Call::Embedding { table, out } => {
-                let layout = match table.layout {
-                    Layout::RowMajor => TableLayout::RowMajor,
-                    Layout::Panel16 => TableLayout::Panel16,
-                };
+                let layout = if table.panels { TableLayout::Panel16 } else { TableLayout::RowMajor };
                 self.launch(
                     pool,
                     &Embedding::new(EmbeddingArgs {

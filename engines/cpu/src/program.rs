@@ -37,8 +37,8 @@ pub struct WeightRef {
     pub n: usize,
     /// Second extent.
     pub k: usize,
-    /// Order of its elements.
-    pub layout: Layout,
+    /// True if it is packed in panels.
+    pub panels: bool,
 }
 
 /// Head counts of an attention layer.
@@ -204,7 +204,7 @@ impl<'a> Binder<'a> {
             dtype: weight.dtype,
             n: n as usize,
             k: k as usize,
-            layout: weight.layout,
+            panels: weight.layout == Layout::Panel16,
         })
     }
 
@@ -440,6 +440,7 @@ pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_siz
         inputs: vec![program.logits.clone()],
         outputs: vec![],
         params: vec![],
+        device: vec![],
     };
     let binder = Binder { program, weights, max_seq_len, launch: &launch, at: program.launches.len() };
     let logits = binder.input(0)?;

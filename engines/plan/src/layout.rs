@@ -25,6 +25,10 @@ impl Layout {
                 };
                 panels.checked_mul(depth)?.checked_mul(PANEL as u64)?.checked_mul(size)
             }
+            Layout::Mma16 => {
+                let ([n, k], 2) = (<[u64; 2]>::try_from(shape).ok()?, size) else { return None };
+                n.div_ceil(16).checked_mul(k.div_ceil(16))?.checked_mul(16 * 16 * size)
+            }
         }
     }
 
@@ -33,6 +37,7 @@ impl Layout {
         match self {
             Layout::RowMajor => "row_major",
             Layout::Panel16 => "panel16",
+            Layout::Mma16 => "mma16",
         }
     }
 }
@@ -58,6 +63,10 @@ mod tests {
             (RowMajor, F32, &[1, 0], None),
             (RowMajor, F32, &[1, 1, 1], None),
             (RowMajor, F32, &[u64::MAX, 2], None),
+            (Mma16, BF16, &[17, 33], Some(2 * 3 * 512)),
+            (Mma16, F16, &[1, 1], Some(512)),
+            (Mma16, F32, &[16, 16], None),
+            (Mma16, BF16, &[16], None),
             (Panel16, BF16, &[u64::MAX, u64::MAX], None),
         ] {
             assert_eq!(layout.bytes(dtype, shape), bytes, "{layout:?} {dtype} {shape:?}");

@@ -3,6 +3,7 @@
 //! Every struct here is one bincode value inside a section; FORMAT.md names the section of each.
 
 use bincode::{Decode, Encode};
+pub use lathe_device::{Arg, DeviceLaunch, Extent, StepTable, Symbol as StepSymbol, Term, When};
 use lathe_numerics::DType;
 use serde::Serialize;
 
@@ -91,6 +92,50 @@ pub struct Program {
     pub launches: Vec<Launch>,
     /// `f32[r, vocab_size]`.
     pub logits: Operand,
+    /// Device code that the launches name; empty for the CPU.
+    pub modules: Vec<Module>,
+    /// Draws tokens from the logits, in order; empty for the CPU, whose engine draws. `Arg::Input(0)` is the logits.
+    pub sampling: Vec<DeviceLaunch>,
+}
+
+/// One compiled device source. At least one of the two forms is there.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
+pub struct Module {
+    /// Family, variant and what it is specialised on.
+    pub name: String,
+    /// Machine code for the program's architecture.
+    pub cubin: Option<Blob>,
+    /// PTX text, for the emulator and, where the user allows it, for newer devices.
+    pub ptx: Option<Blob>,
+    /// Its kernels.
+    pub entries: Vec<Entry>,
+}
+
+/// Bytes in section `CODE`. Equal bytes are stored once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
+pub struct Blob {
+    /// Byte offset in `CODE`, a multiple of 64.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// BLAKE3 of the bytes.
+    #[serde(serialize_with = "as_hex")]
+    pub hash: [u8; 32],
+}
+
+/// A kernel of a module and what the compiler said of it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
+pub struct Entry {
+    /// Name of the `__global__` function.
+    pub name: String,
+    /// Registers per thread.
+    pub registers: u32,
+    /// Bytes of spilled registers, stores and loads.
+    pub spill_bytes: u32,
+    /// Bytes of local memory per thread.
+    pub stack_bytes: u32,
+    /// Static shared memory per block.
+    pub shared_bytes: u32,
 }
 
 /// Hardware that a program was compiled for.
@@ -199,6 +244,8 @@ pub struct Launch {
     pub outputs: Vec<Operand>,
     /// Named parameters in ascending order of name.
     pub params: Vec<(String, Param)>,
+    /// How a device does it, in order; empty for the CPU, whose engine knows its kernels.
+    pub device: Vec<DeviceLaunch>,
 }
 
 /// A kernel parameter.
@@ -292,6 +339,10 @@ pub enum Layout {
     RowMajor,
     /// Panels of 16 rows (`lathe_kernels` gemm): bf16 `[n/16][k/2][16][2]`, f16 and f32 `[n/16][k][16]`, zero-padded.
     Panel16,
+    /// Tiles of 16 rows by 16 columns of 2-byte elements in the order of the A fragment of `mma.m16n8k16`:
+    /// `[n/16][k/16][32 lanes][8]`, zero-padded. Lane `4 g + q` holds columns `2q, 2q+1` of rows `g` and `g + 8`, then
+    /// columns `2q+8, 2q+9` of the same rows.
+    Mma16,
 }
 
 /// What the text side needs: section `TEXT`; the tokenizer itself is section `TOKN`, the bytes of tokenizer.json.

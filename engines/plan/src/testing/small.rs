@@ -126,6 +126,7 @@ fn decoder(weights: &[Weight]) -> Program {
         inputs,
         outputs,
         params,
+        device: vec![],
     };
     let heads = || vec![int("head_dim", HEAD_DIM), int("heads", HEADS), int("kv_heads", KV_HEADS)];
     let mut attention = heads();
@@ -171,6 +172,8 @@ fn decoder(weights: &[Weight]) -> Program {
             layers: vec![layer],
         }],
         launches,
+        modules: vec![],
+        sampling: vec![],
     }
 }
 

@@ -1,0 +1,14 @@
+//! What a device launch is, as plans store it, and the trait behind which a GPU or the emulator runs it.
+
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+
+mod driver;
+mod launch;
+mod tables;
+
+pub use driver::{
+    Arch, ArgValue, DeviceInfo, DevicePtr, Driver, DriverError, Event, Function, FunctionInfo, Graph,
+    HostBuffer, Image, LaunchConfig, Module,
+};
+pub use launch::{Arg, DeviceLaunch, Extent, Symbol, Symbols, Term, When};
+pub use tables::{Answer, DrawParams, Sequence, StepTable, WANT_LOGITS, WANT_SAMPLE, WANT_SCORE};

@@ -1,0 +1,1 @@
+//! Runs the PTX of CUDA programs on the CPU, unchecked and fast or checked to the last byte.

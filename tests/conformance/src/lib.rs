@@ -1,0 +1,1 @@
+//! Device kernels against their references, on any driver.
