@@ -21,7 +21,7 @@ pub mod verify;
 mod writer;
 
 pub use error::{Damage, PlanError};
-pub use memory::{MemoryReport, MemoryRequest};
+pub use memory::{DeviceMemory, MemoryReport, MemoryRequest};
 pub use reader::Plan;
 pub use verify::{VerifyError, verify};
 pub use writer::{PlanWriter, Tables, WeightSink, WeightSpec, Written};

@@ -2,14 +2,18 @@
 
 use std::fmt;
 
+use lathe_device::{Answer, DrawParams, Sequence};
 use serde::Serialize;
 
-use crate::schema::{CacheGroup, CacheKind, ModelCard, Program};
+use crate::schema::{CacheGroup, CacheKind, Limits, ModelCard, Place, Program, StepTable, Weight};
 
 /// Most entries of a request's logit bias; room for them is reserved per sequence.
 pub const MAX_LOGIT_BIAS: usize = 1024;
 /// Most ids that end a sequence; room for them is reserved per sequence.
 pub const MAX_STOP_IDS: usize = 128;
+
+/// Alignment of what an engine places in device memory; each line of the report is a sum of multiples of it.
+pub const DEVICE_ALIGN: u64 = 256;
 
 /// Bytes of list heads per sequence in the sampler, at most.
 const SLOT_FIXED: u64 = 256;
@@ -54,10 +58,80 @@ pub struct MemoryReport {
     pub kv: u64,
     /// Bytes of sampling state and working space.
     pub sampler: u64,
+    /// What only a device's memory holds; `None` where the host computes.
+    pub device: Option<DeviceMemory>,
+}
+
+/// The lines of a report that a device has and the host has not. All lines are then device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceMemory {
+    /// Bytes of the weights that the program names, copied from the file.
+    pub weights: u64,
+    /// Bytes of the tables that every step brings, those of the sampler left out.
+    pub step_tables: u64,
+}
+
+/// Bytes of a step table at its largest; what an engine allocates for it. `block` is the positions of a KV block.
+pub fn step_table_bytes(table: StepTable, limits: &Limits, vocab_size: u32, block: u32) -> u64 {
+    let [t, s, r] = [limits.max_num_tokens, limits.max_batch, limits.max_sample_rows].map(u64::from);
+    let vocab = u64::from(vocab_size);
+    let (rows, row_bytes) = match table {
+        StepTable::Tokens | StepTable::Positions | StepTable::RowSequence => (t, 4),
+        StepTable::Sequences => (s, size_of::<Sequence>() as u64),
+        StepTable::Blocks => (s, u64::from(limits.max_seq_len).div_ceil(u64::from(block.max(1))) * 4),
+        StepTable::SampleRows | StepTable::Drawn => (r, 4),
+        StepTable::DrawParams => (r, size_of::<DrawParams>() as u64),
+        StepTable::Masks => (r, vocab.div_ceil(32) * 4),
+        StepTable::Counts => (s, vocab * 4),
+        StepTable::Bias => (s, MAX_LOGIT_BIAS as u64 * 8),
+        StepTable::Stops => (s, MAX_STOP_IDS as u64 * 4),
+        StepTable::Answers => (r, size_of::<Answer>() as u64),
+        StepTable::Scores => (r, vocab * 4),
+    };
+    rows.saturating_mul(row_bytes)
+}
+
+/// True for the tables that the report counts as the sampler's: what draws tokens, with its state per sequence.
+pub const fn is_sampler_table(table: StepTable) -> bool {
+    match table {
+        StepTable::Tokens
+        | StepTable::Positions
+        | StepTable::RowSequence
+        | StepTable::Sequences
+        | StepTable::Blocks
+        | StepTable::SampleRows => false,
+        StepTable::Drawn
+        | StepTable::DrawParams
+        | StepTable::Masks
+        | StepTable::Counts
+        | StepTable::Bias
+        | StepTable::Stops
+        | StepTable::Answers
+        | StepTable::Scores => true,
+    }
+}
+
+/// Indices of the weights that a program names, ascending: what its device must hold.
+pub fn weights_of(program: &Program) -> Vec<u32> {
+    let operands = program.launches.iter().flat_map(|l| l.inputs.iter().chain(&l.outputs));
+    let mut indices: Vec<u32> = operands
+        .filter_map(|o| match o.place {
+            Place::Weight(index) => Some(index),
+            Place::Buffer(_) | Place::Input(_) | Place::Cache { .. } => None,
+        })
+        .collect();
+    indices.sort_unstable();
+    indices.dedup();
+    indices
+}
+
+/// The next multiple of `DEVICE_ALIGN`, or the largest number.
+fn aligned(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(DEVICE_ALIGN).unwrap_or(u64::MAX)
 }
 
 impl MemoryReport {
-    /// The memory of `program`. Numbers that 64 bits do not hold are at their largest, and so refused anywhere.
+    /// The memory of a CPU `program`. Numbers that 64 bits do not hold are at their largest, and so refused anywhere.
     pub fn new(card: &ModelCard, program: &Program, weights_mapped: u64, request: MemoryRequest) -> Self {
         let limits = &card.limits;
         let kv_tokens = request.kv_tokens.unwrap_or(limits.kv_tokens);
@@ -103,6 +177,33 @@ impl MemoryReport {
             kv_block_bytes,
             kv,
             sampler,
+            device: None,
+        }
+    }
+
+    /// The memory of `program` on a device; `weights` is the plan's table, `kv_tokens` as in `MemoryRequest`.
+    pub fn on_device(
+        card: &ModelCard,
+        program: &Program,
+        weights: &[Weight],
+        kv_tokens: Option<u64>,
+    ) -> Self {
+        let report = Self::new(card, program, 0, MemoryRequest { threads: 0, kv_tokens });
+        let block = u32::try_from(report.kv_block_tokens).unwrap_or(u32::MAX);
+        let (mut step_tables, mut sampler) = (0u64, 0u64);
+        for table in StepTable::ALL {
+            let sum = if is_sampler_table(table) { &mut sampler } else { &mut step_tables };
+            *sum = sum.saturating_add(aligned(step_table_bytes(table, &card.limits, card.vocab_size, block)));
+        }
+        let named = weights_of(program);
+        let bytes = named.iter().filter_map(|i| weights.get(*i as usize)).map(|w| aligned(w.bytes));
+        let weights = bytes.fold(0, u64::saturating_add);
+        MemoryReport {
+            arena: aligned(program.arena_bytes),
+            scratch_per_thread: 0,
+            sampler,
+            device: Some(DeviceMemory { weights, step_tables }),
+            ..report
         }
     }
 
@@ -113,6 +214,15 @@ impl MemoryReport {
 
     /// Name, bytes and whether they are the file's map: the lines that add up to the whole.
     pub fn lines(&self) -> [(&'static str, u64, bool); 5] {
+        if let Some(device) = self.device {
+            return [
+                ("weights", device.weights, false),
+                ("activations", self.arena, false),
+                ("kv pool", self.kv, false),
+                ("step tables", device.step_tables, false),
+                ("sampler", self.sampler, false),
+            ];
+        }
         [
             ("weights", self.weights_mapped, true),
             ("activations", self.arena, false),
@@ -128,6 +238,7 @@ impl fmt::Display for MemoryReport {
         for (name, bytes, mapped) in self.lines() {
             let note = match name {
                 "weights" if mapped => "mapped from the plan".to_string(),
+                "weights" => "copied to the device".to_string(),
                 "activations" => format!("logits {} of it", Bytes(self.logits_in_arena)),
                 "kv pool" => format!(
                     "{} blocks of {} positions, {} each",
@@ -192,6 +303,53 @@ mod tests {
              sampler            167.6 KiB\n\
              allocated          701.5 KiB\n"
         );
+    }
+
+    #[test]
+    fn a_device_holds_the_weights_that_the_program_names() {
+        let (weights, _) = place(small_weights()).unwrap();
+        let mut t = small_tables(&weights);
+        let r = MemoryReport::on_device(&t.card, &t.programs[0], &weights, None);
+        let all: u64 = weights.iter().map(|w| w.bytes.next_multiple_of(256)).sum();
+        assert_eq!(r.device, Some(DeviceMemory { weights: all, step_tables: 6 * 256 }));
+        assert_eq!(r.allocated(), r.arena + r.kv + r.sampler + all + 6 * 256);
+        // The embedding alone names one weight.
+        t.programs[0].launches.truncate(1);
+        let r = MemoryReport::on_device(&t.card, &t.programs[0], &weights, Some(33));
+        assert_eq!(r.device.unwrap().weights, weights[0].bytes.next_multiple_of(256));
+        assert_eq!(
+            r.to_string(),
+            "weights              3.0 KiB  copied to the device\n\
+             activations          6.0 KiB  logits 640 B of it\n\
+             kv pool              4.0 KiB  2 blocks of 32 positions, 2.0 KiB each\n\
+             step tables          1.5 KiB\n\
+             sampler             37.2 KiB\n\
+             allocated           51.8 KiB\n"
+        );
+    }
+
+    #[test]
+    fn tables_are_as_large_as_their_largest_step() {
+        let limits =
+            Limits { max_batch: 3, max_num_tokens: 50, max_sample_rows: 7, max_seq_len: 100, kv_tokens: 1 };
+        let bytes = |table| step_table_bytes(table, &limits, 70, 32);
+        let want = [
+            200,          // Tokens
+            200,          // Positions
+            200,          // RowSequence
+            48,           // Sequences
+            3 * 4 * 4,    // Blocks: 100 positions take 4
+            28,           // SampleRows
+            28,           // Drawn
+            7 * 72,       // DrawParams
+            7 * 3 * 4,    // Masks: 70 bits take 3 words
+            3 * 70 * 4,   // Counts
+            3 * 1024 * 8, // Bias
+            3 * 128 * 4,  // Stops
+            7 * 176,      // Answers
+            7 * 70 * 4,   // Scores
+        ];
+        assert_eq!(StepTable::ALL.map(bytes), want);
     }
 
     #[test]

@@ -243,6 +243,7 @@ fn columns_apart_are_no_overlap() {
         inputs: vec![read],
         outputs: vec![write],
         params: vec![],
+        device: vec![],
     };
     let try_it = |launch: Launch| {
         let mut plan = small();
