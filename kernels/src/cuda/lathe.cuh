@@ -57,6 +57,12 @@ __device__ __forceinline__ u32 pack<f16>(float lo, float hi) {
     return y;
 }
 
+// N elements that move as one; at most 16 bytes, the address a multiple of the size.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Vec {
+    T at[N];
+};
+
 __device__ __forceinline__ u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 
 // 16 bytes from global to shared memory, past the first-level cache; zeros instead where `valid` is false.
@@ -120,6 +126,27 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 __device__ __forceinline__ float exp_fast(float x) { return exp2_fast(mul(x, 1.4426950408889634f)); }
+
+// e^x and x / (1 + e^-x) with the bits of numerics/src/exp.rs, which explains the steps.
+__device__ __forceinline__ float exp_portable(float x) {
+    const float round = 12582912.0f;
+    float c = x > 88.0f ? 88.0f : x;
+    c = c < -87.0f ? -87.0f : c;
+    float t = add(mul(c, 1.44269504088896341f), round);
+    float n = add(t, -round);
+    float r = add(add(c, -mul(n, 0.693359375f)), -mul(n, -2.12194440e-4f));
+    float p = 1.9875691e-4f;
+    p = add(mul(p, r), 1.3981999e-3f);
+    p = add(mul(p, r), 8.333452e-3f);
+    p = add(mul(p, r), 4.1665796e-2f);
+    p = add(mul(p, r), 1.6666665e-1f);
+    p = add(mul(p, r), 5.0000003e-1f);
+    float y = add(add(mul(p, mul(r, r)), r), 1.0f);
+    y = mul(y, __uint_as_float((__float_as_uint(t) - __float_as_uint(round) + 127u) << 23));
+    y = x < -87.0f ? 0.0f : y;
+    return x != x ? x : y;
+}
+__device__ __forceinline__ float silu_portable(float x) { return __fdiv_rn(x, add(1.0f, exp_portable(-x))); }
 
 // Programmatic dependent launch: nothing that the launch before writes may be touched before the wait. Weights may.
 __device__ __forceinline__ void wait_for_previous() {

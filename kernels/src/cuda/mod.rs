@@ -95,3 +95,14 @@ pub const fn element(dtype: DType) -> &'static str {
         _ => "float",
     }
 }
+
+/// The widest unsigned type of device code, and its bytes, that divides `bytes`: what copies move.
+pub(crate) const fn word(bytes: u64) -> (&'static str, u64) {
+    match bytes.trailing_zeros() {
+        0 => ("lathe::u8", 1),
+        1 => ("lathe::u16", 2),
+        2 => ("lathe::u32", 4),
+        3 => ("lathe::u64", 8),
+        _ => ("uint4", 16),
+    }
+}

@@ -7,6 +7,9 @@ use crate::gemm::{packed_index, packed_len, padded_k};
 use crate::view::{float, same, with_float};
 use crate::{Dst, Element, IsaPath, Kernel, Src};
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 /// How a table is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableLayout {

@@ -6,6 +6,9 @@ use crate::error::{KernelError, at_least, at_most, span};
 use crate::view::same;
 use crate::{Dst, Kernel, Src};
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 /// Operands of a [`GatherRows`].
 pub struct GatherRowsArgs<'a> {
     /// `[n, cols]`, row r at `r * x_stride`.

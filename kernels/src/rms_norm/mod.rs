@@ -13,6 +13,8 @@ use crate::error::{KernelError, at_least, span};
 use crate::view::{float, same, with_float};
 use crate::{Dst, IsaPath, Kernel, Src};
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,9 @@ use crate::error::{KernelError, at_least, span};
 use crate::view::{float, same, with_float};
 use crate::{Dst, IsaPath, Kernel, Src, lanes};
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 /// Operands of a [`SiluMul`]. Gate and up have one dtype; out may have another.
 pub struct SiluMulArgs<'a> {
     /// Instruction set.
