@@ -114,6 +114,7 @@ pub trait Engine: Send {
     /// Waits for the step and hands its answers over.
     fn collect(&mut self, ticket: Ticket, out: &mut StepOutput) -> Result<(), EngineError>;
 
-    /// Raw logits `f32[r, vocab_size]` of the step last collected.
+    /// Raw logits `f32[r, vocab_size]` of the step last collected. Only a step in which some row is
+    /// [`Wanted::Logits`](crate::Wanted) promises them: an engine may give nothing for others.
     fn logits(&self) -> &[f32];
 }

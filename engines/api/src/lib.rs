@@ -3,11 +3,13 @@
 //! Pure data, no async. Nothing here allocates once `StepPlan::with_capacity` and `StepOutput::with_capacity` have.
 
 mod batch;
+mod check;
 mod engine;
 mod error;
 mod sampling;
 
 pub use batch::{SampleRow, SeqStep, StepPlan, TokenSource, Wanted};
+pub use check::{StepCheck, StepLimits};
 pub use engine::{Engine, EngineInfo, Memory, MemoryLine, RowOutput, StepOutput, Ticket, TokenLogprob};
 pub use error::EngineError;
 pub use sampling::{SamplingParams, SlotState, TokenMasks};

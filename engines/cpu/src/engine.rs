@@ -3,13 +3,13 @@
 use std::sync::{Arc, OnceLock};
 
 use lathe_api::{
-    Engine, EngineError, EngineInfo, Memory as MemoryReport, MemoryLine, Slot, SlotState, StepOutput,
-    StepPlan, Ticket, TokenMasks, TokenSource,
+    Engine, EngineError, EngineInfo, Memory as MemoryReport, MemoryLine, Slot, SlotState, StepCheck,
+    StepLimits, StepOutput, StepPlan, Ticket, TokenMasks, TokenSource,
 };
 use lathe_kernels::paged::{Batch, Sequence};
 use lathe_kernels::{Isa, IsaPath};
 use lathe_plan::Plan;
-use lathe_plan::memory::{MemoryReport as PlannedMemory, MemoryRequest};
+use lathe_plan::memory::{MAX_LOGIT_BIAS, MAX_STOP_IDS, MemoryReport as PlannedMemory, MemoryRequest};
 use lathe_plan::schema::{Limits, Program, Target};
 
 use crate::execute::{Machine, Scratch, StepData, scratch_len};
@@ -65,7 +65,7 @@ pub struct CpuEngine {
     rows: Vec<u32>,
     seqs: Vec<Sequence>,
     blocks: Vec<u32>,
-    slot_seen: Vec<bool>,
+    check: StepCheck,
 }
 
 fn fit(what: &str, why: String, remedy: &str) -> EngineError {
@@ -182,6 +182,18 @@ impl CpuEngine {
             block_tokens: bound.block as u32,
             memory: report,
         };
+        let check = StepCheck::new(StepLimits {
+            n_embeddings: u32::try_from(bound.n_embeddings).unwrap_or(u32::MAX),
+            vocab_size: info.vocab_size,
+            max_batch: info.max_batch,
+            max_num_tokens: info.max_num_tokens,
+            max_sample_rows: info.max_sample_rows,
+            max_seq_len: info.max_seq_len,
+            n_blocks,
+            block_tokens: info.block_tokens,
+            max_logit_bias: MAX_LOGIT_BIAS,
+            max_stop_ids: MAX_STOP_IDS,
+        });
         Ok(CpuEngine {
             plan,
             bound,
@@ -200,7 +212,7 @@ impl CpuEngine {
             rows: Vec::with_capacity(max_r),
             seqs: Vec::with_capacity(max_s),
             blocks: Vec::with_capacity(max_blocks),
-            slot_seen: vec![false; max_s],
+            check,
         })
     }
 
@@ -243,90 +255,36 @@ impl CpuEngine {
         Some(unsafe { std::slice::from_raw_parts(self.kv.ptr().add(start), self.bound.block_bytes) })
     }
 
-    /// Checks a step against the limits and turns it into the kernels' terms.
-    fn prepare(&mut self, step: &StepPlan) -> Result<(), String> {
-        let info = &self.info;
-        let t = step.tokens.len();
-        if t == 0 || t > info.max_num_tokens as usize {
-            return Err(format!("{t} tokens; 1..={} fit", info.max_num_tokens));
-        }
-        if step.seqs.is_empty() || step.seqs.len() > info.max_batch as usize {
-            return Err(format!("{} sequences; 1..={} fit", step.seqs.len(), info.max_batch));
-        }
-        if step.rows.len() > info.max_sample_rows as usize {
-            return Err(format!("{} rows of logits; {} fit", step.rows.len(), info.max_sample_rows));
-        }
-        if step.positions.len() != t {
-            return Err(format!("{} positions for {t} tokens", step.positions.len()));
-        }
+    /// Checks a step and turns it into the kernels' terms.
+    fn prepare(&mut self, step: &StepPlan) -> Result<(), EngineError> {
+        let sampler = &self.sampler;
+        self.check.step(step, |row| sampler.last_token(row as usize).is_some())?;
+        self.sampler.prepare(&step.rows).map_err(EngineError::Request)?;
         self.seqs.clear();
         self.blocks.clear();
-        self.slot_seen.fill(false);
-        let mut next_row = 0;
         for s in &step.seqs {
-            let (q_start, q_len, kv_len) = (s.q_start as usize, s.q_len as usize, s.kv_len as usize);
-            if q_start != next_row || q_len == 0 || q_len > kv_len || q_len > t - q_start {
-                return Err(format!("sequence of slot {} has rows {q_start}+{q_len} of {t}", s.slot.0));
-            }
-            if kv_len > info.max_seq_len as usize {
-                return Err(format!("{kv_len} positions in slot {}; {} fit", s.slot.0, info.max_seq_len));
-            }
-            match self.slot_seen.get_mut(s.slot.0 as usize) {
-                Some(seen) if !*seen => *seen = true,
-                _ => return Err(format!("slot {} is out of range or used twice", s.slot.0)),
-            }
-            if s.adapter.is_some() {
-                return Err("the plan holds no adapters".into());
-            }
-            let need = kv_len.div_ceil(self.bound.block);
-            let table = (s.blocks_start as usize)
-                .checked_add(need)
-                .filter(|_| s.blocks_len as usize >= need)
-                .and_then(|end| step.blocks.get(s.blocks_start as usize..end))
-                .ok_or_else(|| format!("slot {} has fewer than {need} blocks", s.slot.0))?;
-            if let Some(id) = table.iter().find(|id| **id >= info.n_blocks) {
-                return Err(format!("block {id}; the pool has {}", info.n_blocks));
-            }
-            for (i, p) in step.positions[q_start..q_start + q_len].iter().enumerate() {
-                if *p as usize != kv_len - q_len + i {
-                    return Err(format!("position {p} in slot {} is not the next one", s.slot.0));
-                }
-            }
-            self.seqs.push(Sequence { q_start, q_len, kv_len, blocks_start: self.blocks.len() });
+            let table = &step.blocks[s.blocks_start as usize..][..self.check.limits().blocks_of(s.kv_len)];
+            self.seqs.push(Sequence {
+                q_start: s.q_start as usize,
+                q_len: s.q_len as usize,
+                kv_len: s.kv_len as usize,
+                blocks_start: self.blocks.len(),
+            });
             self.blocks.extend_from_slice(table);
-            next_row += q_len;
-        }
-        if next_row != t {
-            return Err(format!("sequences cover {next_row} of {t} tokens"));
         }
         self.ids.clear();
         for token in &step.tokens {
-            let id = match *token {
+            self.ids.push(match *token {
                 TokenSource::Literal(id) => id,
-                TokenSource::Row(row) => self
-                    .sampler
-                    .last_token(row as usize)
-                    .ok_or_else(|| format!("row {row} of the step before was not sampled"))?,
-            };
-            if id as usize >= self.bound.n_embeddings {
-                return Err(format!("token id {id}; the vocabulary has {}", self.bound.n_embeddings));
-            }
-            self.ids.push(id);
+                // The check has seen that it was drawn.
+                TokenSource::Row(row) => self.sampler.last_token(row as usize).unwrap_or_default(),
+            });
         }
         self.positions.clear();
         self.positions.extend_from_slice(&step.positions);
         self.rows.clear();
-        for row in &step.rows {
-            if self.rows.last().is_some_and(|last| *last >= row.row) || row.row as usize >= t {
-                return Err(format!("row {} is out of range or out of order", row.row));
-            }
-            let owner = step.seqs.iter().find(|s| (s.q_start..s.q_start + s.q_len).contains(&row.row));
-            if owner.is_none_or(|s| s.slot != row.slot) {
-                return Err(format!("row {} does not belong to slot {}", row.row, row.slot.0));
-            }
-            self.rows.push(row.row);
-        }
-        self.sampler.prepare(&step.rows)
+        self.rows.extend(step.rows.iter().map(|row| row.row));
+        Ok(())
     }
 
     fn expect(&self, ticket: Ticket, phase: Phase) -> Result<(), EngineError> {
@@ -347,7 +305,9 @@ impl Engine for CpuEngine {
     }
 
     fn bind(&mut self, slot: Slot, state: SlotState<'_>) -> Result<(), EngineError> {
-        self.sampler.bind(slot, state).map_err(EngineError::Request)
+        self.check.slot(slot, &state)?;
+        self.sampler.bind(slot, state);
+        Ok(())
     }
 
     fn submit(&mut self, step: &StepPlan) -> Result<Ticket, EngineError> {
@@ -357,7 +317,7 @@ impl Engine for CpuEngine {
         if let Some(why) = self.starved.get() {
             return Err(EngineError::Failed(format!("no pages for the KV pool: {why}")));
         }
-        self.prepare(step).map_err(EngineError::Request)?;
+        self.prepare(step)?;
         let batch = Batch::new(&self.seqs, &self.blocks, self.bound.block, self.info.n_blocks as usize)
             .map_err(|e| EngineError::Request(e.to_string()))?;
         let data = StepData { ids: &self.ids, positions: &self.positions, rows: &self.rows, batch };
@@ -377,10 +337,13 @@ impl Engine for CpuEngine {
 
     fn sample(&mut self, ticket: Ticket, masks: Option<TokenMasks<'_>>) -> Result<(), EngineError> {
         self.expect(ticket, Phase::Submitted)?;
+        if let Some(masks) = &masks {
+            self.check.masks(masks, self.rows.len())?;
+        }
         let len = self.rows.len() * self.info.vocab_size as usize;
         // SAFETY: the logits buffer holds `max_sample_rows` rows and nothing writes it until the next `submit`.
         let logits = unsafe { std::slice::from_raw_parts(self.logits_ptr(), len) };
-        self.sampler.run(&mut self.pool, self.path, logits, masks).map_err(EngineError::Request)?;
+        self.sampler.run(&mut self.pool, self.path, logits, masks);
         self.phase = Phase::Sampled;
         Ok(())
     }

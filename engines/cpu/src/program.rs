@@ -433,6 +433,9 @@ pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_siz
         }
         calls.push((launch.node.clone(), call));
     }
+    if n_embeddings < vocab_size {
+        return Err(refuse("embedding", "its table has fewer rows than there are ids to draw"));
+    }
     // Borrows the checks of a launch for the one operand that stands outside of all launches.
     let launch = Launch {
         kernel: "output".into(),

@@ -94,25 +94,9 @@ impl Sampler {
         }
     }
 
-    /// See `Engine::bind`.
-    pub fn bind(&mut self, slot: Slot, state: SlotState<'_>) -> Result<(), String> {
-        let n_slots = self.slots.len();
-        let Some(history) = self.slots.get_mut(slot.0 as usize) else {
-            return Err(format!("slot {}; there are {n_slots}", slot.0));
-        };
-        let len = state.prompt.len() + state.output.len();
-        if len > self.max_history {
-            return Err(format!("{len} ids of history; {} fit", self.max_history));
-        }
-        if state.logit_bias.len() > MAX_LOGIT_BIAS {
-            return Err(format!("{} biased ids; {MAX_LOGIT_BIAS} fit", state.logit_bias.len()));
-        }
-        if state.stop_ids.len() > MAX_STOP_IDS {
-            return Err(format!("{} stop ids; {MAX_STOP_IDS} fit", state.stop_ids.len()));
-        }
-        if let Some((id, _)) = state.logit_bias.iter().find(|(id, _)| *id as usize >= self.vocab) {
-            return Err(format!("bias on id {id}; the vocabulary has {}", self.vocab));
-        }
+    /// See `Engine::bind`; `state` was checked.
+    pub fn bind(&mut self, slot: Slot, state: SlotState<'_>) {
+        let history = &mut self.slots[slot.0 as usize];
         history.ids.clear();
         history.ids.extend_from_slice(state.prompt);
         history.ids.extend_from_slice(state.output);
@@ -121,20 +105,14 @@ impl Sampler {
         history.bias.extend_from_slice(state.logit_bias);
         history.stops.clear();
         history.stops.extend_from_slice(state.stop_ids);
-        Ok(())
     }
 
-    /// Takes a step's rows, checked.
+    /// Takes a step's rows, which were checked against the batch schema.
+    ///
+    /// # Errors
+    /// A slot draws more ids than a sequence has positions.
     pub fn prepare(&mut self, rows: &[SampleRow]) -> Result<(), String> {
         for row in rows {
-            if let Wanted::Score(id) = row.wanted
-                && id as usize >= self.vocab
-            {
-                return Err(format!("score of id {id}; the vocabulary has {}", self.vocab));
-            }
-            if row.top_logprobs.is_some_and(|n| usize::from(n) > MAX_TOP_LOGPROBS) {
-                return Err(format!("more than {MAX_TOP_LOGPROBS} alternatives asked for"));
-            }
             let history = &self.slots[row.slot.0 as usize];
             if row.wanted == Wanted::Sample && history.ids.len() >= self.max_history {
                 return Err(format!("slot {} has no room for another id", row.slot.0));
@@ -150,20 +128,8 @@ impl Sampler {
         self.last.get(row).copied().flatten()
     }
 
-    /// Answers all prepared rows from their logits `f32[rows, vocab]`.
-    pub fn run(
-        &mut self,
-        pool: &mut Pool,
-        path: IsaPath,
-        logits: &[f32],
-        masks: Option<TokenMasks<'_>>,
-    ) -> Result<(), String> {
-        if let Some(m) = masks
-            && (m.words_per_row < self.vocab.div_ceil(32)
-                || m.words.len() < m.words_per_row * self.rows.len())
-        {
-            return Err(format!("masks hold {} words for {} rows", m.words.len(), self.rows.len()));
-        }
+    /// Answers all prepared rows from their logits `f32[rows, vocab]`; `masks` were checked.
+    pub fn run(&mut self, pool: &mut Pool, path: IsaPath, logits: &[f32], masks: Option<TokenMasks<'_>>) {
         let this = &*self;
         pool.run(this.rows.len(), |worker, range| {
             // SAFETY: `Pool::run` runs one range per worker at a time.
@@ -185,7 +151,6 @@ impl Sampler {
                 self.slots[row.slot.0 as usize].ids.push(id);
             }
         }
-        Ok(())
     }
 
     fn answer(
