@@ -98,6 +98,9 @@ pub struct LaunchFacts<'a> {
     pub block: u32,
     /// Shared memory of a block in bytes, static and dynamic; it begins at [`SHARED_START`].
     pub shared_bytes: u32,
+    /// `LaunchConfig::dependent` on an architecture that knows it: only from its `griddepcontrol.wait` on has the launch
+    /// before ended.
+    pub dependent: bool,
     /// The blocks run before launch `serial - 1` has begun, each up to its `griddepcontrol.wait`, and go on after it.
     pub early: bool,
 }
@@ -209,12 +212,20 @@ pub trait BlockMonitor: Send {
     /// `cp.async.wait_group n`, or `wait_all` where `pending` is `None` (which also waits for what is not committed).
     #[inline(always)]
     fn copy_wait(&mut self, at: At, pending: Option<u32>) {}
-    /// The lanes arrive at barrier `id`, which waits for `threads` threads; `waits` is false for `bar.arrive`.
+    /// The lanes arrive at barrier `id`, which waits for `threads` threads; `waits` is false for `bar.arrive`. `aligned`
+    /// (all forms but `barrier` without `.aligned`): all lanes of the warp must come together.
     ///
     /// # Errors
     /// They must not arrive there.
     #[inline(always)]
-    fn arrive(&mut self, at: At, id: u32, threads: u32, waits: bool) -> Result<(), Finding> {
+    fn arrive(
+        &mut self,
+        at: At,
+        id: u32,
+        threads: u32,
+        waits: bool,
+        aligned: bool,
+    ) -> Result<(), Finding> {
         Ok(())
     }
     /// Barrier `id` opens: all its threads have arrived.
@@ -231,9 +242,10 @@ pub trait BlockMonitor: Send {
     /// The lanes are synchronised with each other: `bar.warp.sync`, `shfl`, votes, `mma`, `ldmatrix`.
     #[inline(always)]
     fn warp_sync(&mut self, at: At) {}
-    /// `membar` or `fence`.
+    /// `membar` or `fence`; also called before an access with `.release` and after one with `.acquire`. `device_wide` is
+    /// false for the scope `.cta`.
     #[inline(always)]
-    fn fence(&mut self, at: At) {}
+    fn fence(&mut self, at: At, device_wide: bool) {}
     /// The lanes exit.
     ///
     /// # Errors
