@@ -1,6 +1,5 @@
 //! Sources to modules, through the cache.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -86,14 +85,14 @@ impl Compiler {
         Ok(compiled)
     }
 
-    /// Compiles sources on up to `threads` threads; results in the order of the jobs.
+    /// Compiles sources on up to `threads` threads, this one included; results in the order of the jobs.
     ///
     /// # Errors
     /// That of the first job that failed, as `compile`.
     pub fn compile_all(
         &self,
         jobs: &[(Source<'_>, &str)],
-        threads: NonZeroUsize,
+        threads: usize,
     ) -> Result<Vec<Compiled>, NvrtcError> {
         // Jobs are taken in order, so whatever precedes the first failure has been done.
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -109,7 +108,7 @@ impl Compiler {
             done
         };
         let mut done = thread::scope(|scope| {
-            let others: Vec<_> = (1..threads.get().min(jobs.len())).map(|_| scope.spawn(worker)).collect();
+            let others: Vec<_> = (1..threads.min(jobs.len())).map(|_| scope.spawn(worker)).collect();
             let mut done = worker();
             for other in others {
                 done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

@@ -7,6 +7,7 @@
 mod arch;
 mod cache;
 mod compiler;
+mod device;
 mod error;
 mod library;
 mod places;
@@ -15,8 +16,9 @@ mod report;
 
 pub use arch::supported;
 pub use compiler::{Compiled, Compiler, Source};
+pub use device::native_arch;
 pub use error::NvrtcError;
-pub use places::{default_cache, kit};
+pub use places::{cache_folder, kit};
 pub use report::EntryReport;
 
 /// The NVRTC that plans are made with; another one is allowed and has its own entries in the cache.

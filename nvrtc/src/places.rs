@@ -8,22 +8,18 @@ use crate::VERSION;
 /// Names of the library in a folder, newest first.
 pub(crate) const LIBRARIES: &[&str] = &["libnvrtc.so.13", "libnvrtc.so.12"];
 
-/// The folder that tools/cuda-kit fills: `lib/` and `bin/` (cuobjdump, nvdisasm); `None` without a home directory.
-pub fn kit() -> Option<PathBuf> {
-    Some(root()?.join(format!("cuda-kit-{VERSION}")))
-}
-
-/// Where compiled kernels are kept; `None` without a home directory.
-pub fn default_cache() -> Option<PathBuf> {
-    Some(root()?.join("nvrtc"))
-}
-
-/// As tools/test has it: `$LATHE_CACHE`, `$XDG_CACHE_HOME/lathe`, `~/.cache/lathe`.
-fn root() -> Option<PathBuf> {
+/// Where everything fetched and derived is kept, as tools/test has it: `$LATHE_CACHE`, `$XDG_CACHE_HOME/lathe`,
+/// `~/.cache/lathe`; `None` without a home directory.
+pub fn cache_folder() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("LATHE_CACHE")
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("lathe")))
         .or_else(|| Some(set("HOME")?.join(".cache").join("lathe")))
+}
+
+/// The folder that tools/cuda-kit fills: `lib/` and `bin/` (cuobjdump, nvdisasm).
+pub fn kit() -> Option<PathBuf> {
+    Some(cache_folder()?.join(format!("cuda-kit-{VERSION}")))
 }
 
 /// A place to look for NVRTC.
