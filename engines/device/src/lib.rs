@@ -11,4 +11,7 @@ pub use driver::{
     HostBuffer, Image, LaunchConfig, Module,
 };
 pub use launch::{Arg, DeviceLaunch, Extent, Symbol, Symbols, Term, When};
-pub use tables::{Answer, DrawParams, Sequence, StepTable, WANT_LOGITS, WANT_SAMPLE, WANT_SCORE};
+pub use tables::{
+    Answer, DrawParams, MAX_LOGIT_BIAS, MAX_STOP_IDS, Sequence, StepTable, WANT_LOGITS, WANT_SAMPLE,
+    WANT_SCORE,
+};

@@ -48,6 +48,10 @@ pub struct Sequence {
     pub blocks_start: i32,
 }
 
+/// Most entries of a request's logit bias; room for them is reserved per sequence.
+pub const MAX_LOGIT_BIAS: usize = 1024;
+/// Most ids that end a sequence; room for them is reserved per sequence.
+pub const MAX_STOP_IDS: usize = 128;
 /// `DrawParams::want`: draw a token.
 pub const WANT_SAMPLE: i32 = 0;
 /// `DrawParams::want`: report the logprob of `score_id`.

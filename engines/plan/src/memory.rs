@@ -3,14 +3,10 @@
 use std::fmt;
 
 use lathe_device::{Answer, DrawParams, Sequence};
+pub use lathe_device::{MAX_LOGIT_BIAS, MAX_STOP_IDS};
 use serde::Serialize;
 
 use crate::schema::{CacheGroup, CacheKind, Limits, ModelCard, Place, Program, StepTable, Weight};
-
-/// Most entries of a request's logit bias; room for them is reserved per sequence.
-pub const MAX_LOGIT_BIAS: usize = 1024;
-/// Most ids that end a sequence; room for them is reserved per sequence.
-pub const MAX_STOP_IDS: usize = 128;
 
 /// Alignment of what an engine places in device memory; each line of the report is a sum of multiples of it.
 pub const DEVICE_ALIGN: u64 = 256;
