@@ -12,6 +12,8 @@ use crate::paged::{Batch, KvCache};
 use crate::view::{float, same, with_float};
 use crate::{Dst, IsaPath, Kernel, Src};
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
