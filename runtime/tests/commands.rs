@@ -191,7 +191,7 @@ fn usage_faults_are_exit_2() {
     }
     let version = text(&runtime(&["--version"]).stdout);
     assert!(
-        version.starts_with("runtime 0.1.0 (commit ") && version.contains("plan format 1.0"),
+        version.starts_with("runtime 0.1.0 (commit ") && version.contains("plan format 1.1"),
         "{version}"
     );
 }

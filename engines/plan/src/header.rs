@@ -11,7 +11,7 @@ use crate::foreign;
 /// First bytes of every plan. The last two catch transfers that rewrite line ends, the first those that drop bit 7.
 pub const MAGIC: [u8; 8] = *b"\x89LATHE\r\n";
 /// Format version that this build writes: major, minor. It reads this minor and the one before.
-pub const VERSION: (u16, u16) = (1, 0);
+pub const VERSION: (u16, u16) = (1, 1);
 /// Bytes before the first section; the header fits into them.
 pub const HEADER_SPACE: u64 = 4096;
 /// Alignment of `WDAT` in the file: a page, so that a map of the file aligns weights for any kernel.
@@ -43,13 +43,29 @@ pub const TEXT: Tag = *b"TEXT";
 pub const TOKN: Tag = *b"TOKN";
 /// One `SelfTest`.
 pub const TEST: Tag = *b"TEST";
+/// Device code.
+pub const CODE: Tag = *b"CODE";
+
+/// Version that this build writes of a section's content. `PROG` version 1 is that of format 1.0, which it still reads.
+pub const fn version_of(tag: Tag) -> u16 {
+    match &tag {
+        b"PROG" => 2,
+        _ => 1,
+    }
+}
+
+/// True if this build knows the section in this version.
+pub fn known(tag: Tag, version: u16) -> bool {
+    [CARD, PROG, WTAB, WDAT, TEXT, TOKN, TEST, CODE].contains(&tag)
+        && (1..=version_of(tag)).contains(&version)
+}
 
 /// An entry of the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
     /// What it is.
     pub tag: Tag,
-    /// Version of its content; 1 now.
+    /// Version of its content: `version_of` its tag, or one before it.
     pub version: u16,
     /// `REQUIRED` or 0.
     pub flags: u16,
@@ -344,8 +360,8 @@ mod tests {
         let e = Header::parse(Path::new("/models/my plan"), &bytes).unwrap_err();
         assert_eq!(
             e.to_string(),
-            "/models/my plan: plan format 2.0 (written by lathe 0.1.0) cannot be read by this build, which reads \
-             1.0; recompile with `compile --model DIR --max-batch 32 'it'\\''s' -o 'my plan'`"
+            "/models/my plan: plan format 2.1 (written by lathe 0.1.0) cannot be read by this build, which reads \
+             1.0 and 1.1; recompile with `compile --model DIR --max-batch 32 'it'\\''s' -o 'my plan'`"
         );
     }
 }

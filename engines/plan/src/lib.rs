@@ -3,6 +3,7 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
+mod code;
 pub mod codec;
 pub mod diff;
 mod error;
@@ -11,6 +12,7 @@ pub mod header;
 pub mod inspect;
 mod layout;
 pub mod memory;
+mod older;
 pub mod operand;
 mod reader;
 pub mod schema;
@@ -20,6 +22,7 @@ pub mod truncation;
 pub mod verify;
 mod writer;
 
+pub use code::CodeWriter;
 pub use error::{Damage, PlanError};
 pub use memory::{DeviceMemory, MemoryReport, MemoryRequest};
 pub use reader::Plan;

@@ -12,7 +12,8 @@ use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 use crate::codec;
 use crate::error::{Damage, PlanError};
 use crate::header::{self, DATA_ALIGN, HEADER_SPACE, Header, REQUIRED, Section, TABLE_ALIGN, Tag};
-use crate::schema::{Layout, ModelCard, Program, SelfTest, TextConfig, Weight};
+use crate::older::Program1;
+use crate::schema::{Blob, Layout, ModelCard, Module, Program, SelfTest, TextConfig, Weight};
 use crate::verify;
 use crate::writer::hash_of_hashes;
 
@@ -29,6 +30,8 @@ pub struct Plan {
     /// Start of `WDAT` in the map.
     data: usize,
     data_bytes: u64,
+    /// `CODE` in the map; empty where there is none.
+    code: Range<usize>,
     text: TextConfig,
     tokenizer: Option<Range<usize>>,
     self_test: Option<SelfTest>,
@@ -69,7 +72,7 @@ impl Plan {
         let directory = Directory::check(&header, map.len() as u64).map_err(damaged)?;
 
         let card: ModelCard = directory.table(&map, header::CARD, "CARD").map_err(damaged)?;
-        let programs: Vec<Program> = directory.table(&map, header::PROG, "PROG").map_err(damaged)?;
+        let programs = directory.programs(&map).map_err(damaged)?;
         let weights: Vec<Weight> = directory.table(&map, header::WTAB, "WTAB").map_err(damaged)?;
         let text: TextConfig = directory.table(&map, header::TEXT, "TEXT").map_err(damaged)?;
         let self_test = match directory.find(header::TEST) {
@@ -82,6 +85,13 @@ impl Plan {
                 Some(range(section))
             }
             None => None,
+        };
+        let code = match directory.find(header::CODE) {
+            Some(section) => {
+                hashed(&map, section, "CODE").map_err(damaged)?;
+                range(section)
+            }
+            None => 0..0,
         };
         let data = directory.need(header::WDAT, "WDAT").map_err(damaged)?;
         if hash_of_hashes(&weights) != data.hash {
@@ -98,6 +108,7 @@ impl Plan {
             programs: &programs,
             weights: &weights,
             data_bytes: data.length,
+            code: &map[code.clone()],
             text: &text,
             self_test: self_test.as_ref(),
         };
@@ -114,6 +125,7 @@ impl Plan {
             weights,
             data,
             data_bytes,
+            code,
             text,
             tokenizer,
             self_test,
@@ -165,6 +177,27 @@ impl Plan {
     /// Bytes of all weights with the padding between them.
     pub fn data_bytes(&self) -> u64 {
         self.data_bytes
+    }
+
+    /// The bytes of a blob of this plan, 64-byte aligned. Panics where a slice would: the blob is another plan's.
+    pub fn code(&self, blob: &Blob) -> &[u8] {
+        &self.code_section()[blob.offset as usize..][..blob.bytes as usize]
+    }
+
+    /// All of section `CODE`; empty where no program has modules.
+    pub fn code_section(&self) -> &[u8] {
+        &self.map[self.code.clone()]
+    }
+
+    /// Machine code of a module of this plan, if it has any.
+    pub fn module_cubin(&self, module: &Module) -> Option<&[u8]> {
+        module.cubin.as_ref().map(|blob| self.code(blob))
+    }
+
+    /// PTX of a module of this plan, if it has any.
+    pub fn module_ptx(&self, module: &Module) -> Option<&str> {
+        // The verifier saw that it is text.
+        module.ptx.as_ref().and_then(|blob| std::str::from_utf8(self.code(blob)).ok())
     }
 
     /// Bytes of the file.
@@ -239,7 +272,7 @@ impl<'a> Directory<'a> {
         let mut end = HEADER_SPACE.min(file_bytes);
         for s in order {
             let tag = s.name();
-            let known = known(s.tag) && s.version == 1;
+            let known = header::known(s.tag, s.version);
             if s.flags & !REQUIRED != 0 {
                 return Err(Damage::SectionFlags { tag, flags: s.flags });
             }
@@ -271,22 +304,25 @@ impl<'a> Directory<'a> {
 
     /// The section, if it is there in a version that is known.
     fn find(&self, tag: Tag) -> Option<&'a Section> {
-        self.sections.iter().find(|s| s.tag == tag && s.version == 1)
+        self.sections.iter().find(|s| s.tag == tag && header::known(s.tag, s.version))
     }
 
     fn need(&self, tag: Tag, name: &'static str) -> Result<&'a Section, Damage> {
         self.find(tag).ok_or(Damage::SectionMissing { tag: name })
     }
 
+    fn programs(&self, map: &[u8]) -> Result<Vec<Program>, Damage> {
+        if self.need(header::PROG, "PROG")?.version == 1 {
+            let older: Vec<Program1> = self.table(map, header::PROG, "PROG")?;
+            return Ok(older.into_iter().map(Program::from).collect());
+        }
+        self.table(map, header::PROG, "PROG")
+    }
+
     fn table<T: Decode<()> + Encode>(&self, map: &[u8], tag: Tag, name: &'static str) -> Result<T, Damage> {
         let bytes = hashed(map, self.need(tag, name)?, name)?;
         codec::decode(bytes).map_err(|fault| Damage::Table { tag: name, fault })
     }
-}
-
-fn known(tag: Tag) -> bool {
-    [header::CARD, header::PROG, header::WTAB, header::WDAT, header::TEXT, header::TOKN, header::TEST]
-        .contains(&tag)
 }
 
 /// The section's place in a map for which `Directory::check` passed.

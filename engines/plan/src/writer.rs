@@ -42,6 +42,8 @@ pub struct Tables {
     pub card: ModelCard,
     /// Section `PROG`.
     pub programs: Vec<Program>,
+    /// Section `CODE`, which the programs' modules point into; left out where it is empty.
+    pub code: Vec<u8>,
     /// Section `TEXT`.
     pub text: TextConfig,
     /// Section `TOKN`, left out where there is no tokenizer.
@@ -170,6 +172,7 @@ impl PlanWriter {
             programs: &tables.programs,
             weights: &self.weights,
             data_bytes: self.data_bytes,
+            code: &tables.code,
             text: &tables.text,
             self_test: tables.self_test.as_ref(),
         };
@@ -289,7 +292,7 @@ pub(crate) fn lay_out(
 ) -> Result<(Vec<Section>, Vec<Vec<u8>>), PlanError> {
     let mut sections = vec![Section {
         tag: header::WDAT,
-        version: 1,
+        version: header::version_of(header::WDAT),
         flags: REQUIRED,
         offset: HEADER_SPACE.next_multiple_of(DATA_ALIGN),
         length: data_bytes,
@@ -300,7 +303,7 @@ pub(crate) fn lay_out(
         let end = sections.last().map_or(HEADER_SPACE, |s: &Section| s.offset + s.length);
         sections.push(Section {
             tag,
-            version: 1,
+            version: header::version_of(tag),
             flags,
             offset: end.next_multiple_of(TABLE_ALIGN),
             length: blob.len() as u64,
@@ -311,6 +314,9 @@ pub(crate) fn lay_out(
     add(header::CARD, REQUIRED, table(header::CARD, &tables.card)?);
     add(header::PROG, REQUIRED, table(header::PROG, &tables.programs)?);
     add(header::WTAB, REQUIRED, table(header::WTAB, weights)?);
+    if !tables.code.is_empty() {
+        add(header::CODE, REQUIRED, tables.code.clone());
+    }
     add(header::TEXT, REQUIRED, table(header::TEXT, &tables.text)?);
     if let Some(tokenizer) = &tables.tokenizer {
         add(header::TOKN, REQUIRED, tokenizer.clone());

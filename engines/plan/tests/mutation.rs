@@ -101,6 +101,7 @@ fn check(plan: &Plan) {
         programs: plan.programs(),
         weights: plan.weights(),
         data_bytes: plan.data_bytes(),
+        code: plan.code_section(),
         text: plan.text(),
         self_test: plan.self_test(),
     };
@@ -108,7 +109,7 @@ fn check(plan: &Plan) {
     for (i, w) in plan.weights().iter().enumerate() {
         assert_eq!(plan.weight_bytes(i).len() as u64, w.bytes);
     }
-    assert!(inspect::text(plan).starts_with("plan format 1.0"));
+    assert!(inspect::text(plan).starts_with("plan format 1."));
     let request = lathe_plan::MemoryRequest { threads: 2, kv_tokens: None };
     for p in plan.programs() {
         lathe_plan::MemoryReport::new(plan.card(), p, plan.data_bytes(), request).allocated();

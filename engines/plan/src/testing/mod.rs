@@ -4,8 +4,10 @@
 mod mutate;
 mod numbers;
 mod small;
+mod small_cuda;
 
 #[cfg(test)]
 pub(crate) use mutate::assemble;
 pub use mutate::{Mutations, mutations, reseal};
 pub use small::{small_plan, small_tables, small_weight_bytes, small_weights, write_small};
+pub use small_cuda::{small_cuda_plan, small_cuda_tables, small_cuda_weights};

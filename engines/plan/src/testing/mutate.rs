@@ -127,6 +127,7 @@ pub fn mutations(file: &[u8], seed: u64) -> Result<Mutations, PlanError> {
     let tables = Tables {
         card: plan.card().clone(),
         programs: plan.programs().to_vec(),
+        code: plan.code_section().to_vec(),
         text: plan.text().clone(),
         tokenizer: plan.tokenizer_json().map(<[u8]>::to_vec),
         self_test: plan.self_test().cloned(),

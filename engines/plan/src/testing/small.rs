@@ -82,6 +82,7 @@ pub fn small_tables(weights: &[Weight]) -> Tables {
     Tables {
         card,
         programs: vec![decoder(weights)],
+        code: Vec::new(),
         text: TextConfig {
             chat_templates: vec![("default".into(), template)],
             special_tokens: vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())],
@@ -210,10 +211,17 @@ pub fn write_small(path: &Path) -> Result<(), PlanError> {
 
 /// The bytes of the small plan.
 pub fn small_plan() -> Result<Vec<u8>, PlanError> {
-    let data = small_weights();
-    let mut weights = crate::writer::place(data)?;
-    for w in &mut weights.0 {
+    assembled(small_weights(), small_tables)
+}
+
+/// A file in memory of these weights, with pattern bytes, and of the tables that `tables` makes for them.
+pub(super) fn assembled(
+    specs: Vec<WeightSpec>,
+    tables: fn(&[Weight]) -> Tables,
+) -> Result<Vec<u8>, PlanError> {
+    let (mut weights, data_bytes) = crate::writer::place(specs)?;
+    for w in &mut weights {
         w.hash = *blake3::hash(&small_weight_bytes(w)).as_bytes();
     }
-    super::mutate::assemble(&small_tables(&weights.0), &weights.0, weights.1)
+    super::mutate::assemble(&tables(&weights), &weights, data_bytes)
 }

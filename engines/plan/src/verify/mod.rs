@@ -62,6 +62,8 @@ pub struct Parts<'a> {
     pub weights: &'a [Weight],
     /// Bytes of section `WDAT`.
     pub data_bytes: u64,
+    /// Section `CODE`, empty where there is none.
+    pub code: &'a [u8],
     /// Section `TEXT`.
     pub text: &'a TextConfig,
     /// Section `TEST`.

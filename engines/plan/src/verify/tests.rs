@@ -38,6 +38,7 @@ fn run(plan: &Plan) -> Result<(), VerifyError> {
         programs: &plan.t.programs,
         weights: &plan.weights,
         data_bytes: plan.data_bytes,
+        code: &plan.t.code,
         text: &plan.t.text,
         self_test: plan.t.self_test.as_ref(),
     })
