@@ -1,1 +1,6 @@
 //! Device kernels against their references, on any driver.
+
+pub mod bytes;
+pub mod rig;
+
+pub use rig::{Operands, Rig};
