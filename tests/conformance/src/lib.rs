@@ -2,5 +2,6 @@
 
 pub mod bytes;
 pub mod rig;
+pub mod sass;
 
 pub use rig::{Operands, Rig};

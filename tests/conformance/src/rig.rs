@@ -279,7 +279,7 @@ impl Rig {
         if grid.contains(&0) {
             return Ok(());
         }
-        ensure!(launch.block > 0 && launch.block % 32 == 0, "block of {} threads", launch.block);
+        ensure!(launch.block > 0 && launch.block.is_multiple_of(32), "block of {} threads", launch.block);
         let args = launch
             .args
             .iter()
