@@ -22,6 +22,8 @@ use crate::{Dst, Isa, IsaPath, Kernel, Src, lanes};
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 mod scalar;
 #[cfg(test)]
