@@ -10,6 +10,8 @@ use lathe_numerics::philox;
 
 use crate::{IsaPath, lanes};
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod logprobs;
 pub mod reference;
 #[cfg(test)]
