@@ -103,6 +103,54 @@ pub enum VerifyError {
     #[error("program {program}: the logits are not f32[r, {vocab_size}]")]
     LogitsShape { program: String, vocab_size: u32 },
 
+    #[error("{at}: a CPU program has {what}; its engine knows its kernels")]
+    DeviceOnCpu { at: String, what: &'static str },
+    #[error("{at}: neither machine code nor PTX is there")]
+    ModuleEmpty { at: String },
+    #[error("{at}: kernel name {entry:?} is empty or there twice")]
+    EntryName { at: String, entry: String },
+    #[error("{at}: code at {offset} is not a multiple of 64")]
+    BlobAlignment { at: String, offset: u64 },
+    #[error("{at}: {bytes} bytes at {offset} are not within the code's {code_bytes}")]
+    BlobRange { at: String, offset: u64, bytes: u64, code_bytes: u64 },
+    #[error("modules {first} and {second} share some bytes of code")]
+    BlobOverlap { first: String, second: String },
+    #[error("{at} does not match its hash")]
+    BlobHash { at: String },
+    #[error("{at} is stored twice")]
+    BlobTwice { at: String },
+    #[error("{at}: PTX is not text")]
+    PtxText { at: String },
+
+    #[error("{at}: no device launch does it")]
+    NoDeviceLaunch { at: String },
+    #[error("{at}: there are steps in which no device launch does it")]
+    StepsWithoutLaunch { at: String },
+    #[error("{at}: module {module} is not there")]
+    LaunchModule { at: String, module: u32 },
+    #[error("{at}: module {module} has no such kernel")]
+    LaunchEntry { at: String, module: u32 },
+    #[error("{at}: blocks of {block} threads; possible are multiples of 32 up to 1024")]
+    LaunchBlock { at: String, block: u32 },
+    #[error("{at}: {bytes} bytes of shared memory per block; at most {most} are possible")]
+    LaunchShared { at: String, bytes: u64, most: u64 },
+    #[error("{at}: {registers} registers per block; at most {most} are possible")]
+    LaunchRegisters { at: String, registers: u64, most: u64 },
+    #[error("{at}: the grid divides by zero")]
+    GridDivisor { at: String },
+    #[error("{at}: the grid is to be filled with {per_sm} blocks per multiprocessor, {most} at most")]
+    GridFill { at: String, per_sm: u32, most: u32 },
+    #[error("{at}: the grid is larger than 2^31 - 1 by 65535 by 65535, or than 2^32 blocks")]
+    GridSize { at: String },
+    #[error("{at}: {count} arguments; at most {most} are possible")]
+    ArgCount { at: String, count: usize, most: usize },
+    #[error("{at}: argument {way} {index} is not there")]
+    ArgOperand { at: String, way: &'static str, index: u32 },
+    #[error("{at} is not all of an f32 buffer with one row per token, sequence or sampled row")]
+    WorkspaceShape { at: String },
+    #[error("{at}: weight {weight} has layout {layout}, which its target's kernels do not read")]
+    WeightLayout { at: String, weight: String, layout: &'static str },
+
     #[error("self-test id {id} is not below the vocabulary of {vocab_size}")]
     SelfTestId { id: u32, vocab_size: u32 },
     #[error("self-test prompt of {length} ids; possible are 1 to {max_seq_len}")]

@@ -19,8 +19,19 @@
 //!   extents; outputs are buffers
 //! - order: a launch's outputs share no bytes with each other nor with its inputs (but the sum of `add_rms_norm`
 //!   with its residual); a launch reads a buffer only after one wrote it and before another overwrote its bytes
+//! - modules, of CUDA programs only: machine code or PTX is there; kernel names are unique; blobs are multiples of 64
+//!   within `CODE`, match their hashes, and differ wherever they are not the same; PTX is text without a NUL
+//! - device launches, of CUDA programs only: every node has some, and in every step that has rows one of them runs;
+//!   module and kernel exist; blocks are 32 to 1024 threads, a multiple of 32; shared memory and registers of a block
+//!   are within what any device has; grids divide by no zero and are within a device's at the symbols' bounds;
+//!   arguments name operands of the node, or for sampling the logits alone
+//! - device operands: outputs after the kernel's own are workspace, all of an f32 buffer `[symbol, n]` that no other node
+//!   reads; weights have layouts that the target's kernels read, GEMMs `Mma16` for 2-byte elements, else `RowMajor`
 //! - logits: a buffer, `f32[r, vocab_size]`, written and not overwritten
 //! - self-test: ids below the vocabulary, positions within the prompt, as many logits as promised, all finite
+//!
+//! Device code is trusted like a binary: it is proved that what it is given lies within its buffers, not what it does
+//! with that. Whether it runs on the device that is there, and fits into it, the engine asks at load.
 //!
 //! Not here: what a kernel makes of its operands and parameters (the engine knows), whether a launch writes all of a
 //! buffer that a later one reads (stale activations at worst, never bytes outside of the arena), whether strings are text
@@ -30,6 +41,8 @@
 //! difference is linear in each symbol and its minimum over all values lies at a corner, which is where it is taken.
 
 mod cache;
+mod code;
+mod device;
 mod error;
 mod order;
 mod program;
@@ -80,6 +93,7 @@ pub fn verify(parts: &Parts<'_>) -> Result<(), VerifyError> {
     if parts.programs.is_empty() {
         return Err(VerifyError::NoProgram);
     }
+    code::check(parts)?;
     let mut seen = HashSet::new();
     for p in parts.programs {
         if !seen.insert((&p.name, format!("{:?}", p.target), p.rank)) {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::VerifyError;
 use super::program::upper;
-use crate::schema::{Launch, Operand, Place, Program};
+use super::{VerifyError, device};
+use crate::schema::{Launch, Operand, Place, Program, Target};
 
 /// Names a launch in errors.
 pub(super) fn place(p: &Program, index: usize, l: &Launch) -> String {
@@ -90,6 +90,13 @@ impl<'a> Tracker<'a> {
         }
         for out in outputs.iter().flatten() {
             self.write(out.buffer);
+        }
+        // Workspace holds nothing for anyone else.
+        if p.target != Target::Cpu {
+            let own = device::results(&l.kernel).unwrap_or(outputs.len());
+            for out in outputs.iter().skip(own).flatten() {
+                self.intact[out.buffer as usize] = false;
+            }
         }
         Ok(())
     }

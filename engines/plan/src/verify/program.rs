@@ -3,9 +3,9 @@
 use lathe_numerics::DType;
 
 use super::order::{self, Region};
-use super::{MAX_BYTES, MAX_EXTENT, Parts, VerifyError, cache};
+use super::{MAX_BYTES, MAX_EXTENT, Parts, VerifyError, cache, code, device};
 use crate::operand::{ROWS, SYMBOL_NAMES};
-use crate::schema::{Expr, Launch, Operand, Param, Place, Program, Symbol};
+use crate::schema::{Expr, Launch, Layout, Operand, Param, Place, Program, Symbol, Target};
 
 /// Most operands that a launch may read or write; checks are quadratic in it.
 const MAX_OPERANDS: usize = 16;
@@ -44,6 +44,7 @@ pub(super) fn check(p: &Program, parts: &Parts<'_>) -> Result<(), VerifyError> {
         launch(p, i, l, parts)?;
         order.launch(i, l)?;
     }
+    device::check(p, parts, &code::entries(p))?;
     logits(p, parts, &order)
 }
 
@@ -152,6 +153,11 @@ fn operand(p: &Program, o: &Operand, parts: &Parts<'_>, at: &dyn Fn() -> String)
             dtype(weight.dtype)?;
             if *o != Operand::weight(index, weight) {
                 return Err(VerifyError::WeightPart { at: at() });
+            }
+            let foreign = if p.target == Target::Cpu { Layout::Mma16 } else { Layout::Panel16 };
+            if weight.layout == foreign {
+                let (weight, layout) = (weight.name.clone(), foreign.name());
+                return Err(VerifyError::WeightLayout { at: at(), weight, layout });
             }
         }
         Place::Input(input) => {

@@ -5,9 +5,10 @@ use lathe_numerics::DType;
 use super::{Parts, VerifyError, verify};
 use crate::operand::{ROWS, TOKENS};
 use crate::schema::{
-    CacheKind, CacheLayer, Expr, Input, Launch, Layout, Operand, Param, Place, Program, Weight,
+    Arg, Blob, CacheKind, CacheLayer, DeviceLaunch, Expr, Extent, Input, Launch, Layout, Operand, Param,
+    Place, Program, StepSymbol, Target, Weight, When,
 };
-use crate::testing::{small_tables, small_weights};
+use crate::testing::{small_cuda_tables, small_cuda_weights, small_tables, small_weights};
 use crate::writer::{Tables, place};
 
 struct Plan {
@@ -25,11 +26,42 @@ impl Plan {
     fn l(&mut self, kernel: &str) -> &mut Launch {
         self.p().launches.iter_mut().find(|l| l.kernel == kernel).unwrap()
     }
+
+    fn cubin(&mut self, module: usize) -> &mut Blob {
+        self.p().modules[module].cubin.as_mut().unwrap()
+    }
+
+    /// Gives the last module other PTX.
+    fn ptx(&mut self, text: &[u8]) {
+        let offset = self.t.code.len().next_multiple_of(64);
+        self.t.code.resize(offset, 0);
+        self.t.code.extend(text);
+        let hash = *blake3::hash(text).as_bytes();
+        self.p().modules[2].ptx = Some(Blob { offset: offset as u64, bytes: text.len() as u64, hash });
+    }
+
+    /// Edits the operand of attention's workspace.
+    fn workspace(&mut self, edit: impl FnOnce(&mut Operand)) {
+        edit(&mut self.l("attention").outputs[1]);
+    }
+
+    /// Gives a weight another layout, behind all others.
+    fn relay(&mut self, index: usize, layout: Layout) {
+        let w = &mut self.weights[index];
+        let bytes = layout.bytes(w.dtype, &w.shape).unwrap();
+        (w.layout, w.bytes, w.offset) = (layout, bytes, self.data_bytes);
+        self.data_bytes += bytes.next_multiple_of(64);
+    }
 }
 
 fn small() -> Plan {
     let (weights, data_bytes) = place(small_weights()).unwrap();
     Plan { t: small_tables(&weights), weights, data_bytes }
+}
+
+fn small_cuda() -> Plan {
+    let (weights, data_bytes) = place(small_cuda_weights()).unwrap();
+    Plan { t: small_cuda_tables(&weights), weights, data_bytes }
 }
 
 fn run(plan: &Plan) -> Result<(), VerifyError> {
@@ -200,15 +232,124 @@ const CASES: &[Case] = &[
     ("SelfTestValue", |x| x.t.self_test.as_mut().unwrap().tolerance = -1.0),
 ];
 
+/// The same for the small CUDA plan. Its modules are rows, tiles and sampler, which shares the PTX of the others.
+const CUDA_CASES: &[Case] = &[
+    ("DeviceOnCpu", |x| x.p().target = Target::Cpu),
+    ("DeviceOnCpu", |x| {
+        *x = small();
+        x.l("gemm").device = small_cuda().l("gemm").device.clone();
+    }),
+    ("DeviceOnCpu", |x| {
+        *x = small();
+        x.p().sampling = small_cuda().p().sampling.clone();
+    }),
+    ("ModuleEmpty", |x| x.p().modules[2].ptx = None),
+    ("EntryName", |x| x.p().modules[0].entries[0].name.clear()),
+    ("EntryName", |x| {
+        let again = x.p().modules[0].entries[0].clone();
+        x.p().modules[0].entries.push(again);
+    }),
+    ("BlobAlignment", |x| x.cubin(1).offset += 32),
+    ("BlobRange", |x| x.cubin(1).offset += 64),
+    ("BlobRange", |x| x.cubin(1).offset = u64::MAX - 63),
+    ("BlobRange", |x| x.cubin(1).bytes = u64::MAX),
+    ("BlobRange", |x| x.cubin(1).bytes = 0),
+    ("BlobRange", |x| x.t.code.clear()),
+    ("BlobOverlap", |x| x.cubin(1).offset = 0),
+    ("BlobHash", |x| x.cubin(1).bytes -= 1),
+    ("BlobHash", |x| x.cubin(1).hash[0] ^= 1),
+    ("BlobHash", |x| *x.t.code.last_mut().unwrap() ^= 1),
+    ("BlobTwice", |x| {
+        let copy = x.p().modules[1].cubin.unwrap();
+        let bytes = x.t.code[copy.offset as usize..][..copy.bytes as usize].to_vec();
+        let offset = x.t.code.len().next_multiple_of(64);
+        x.t.code.resize(offset, 0);
+        x.t.code.extend(bytes);
+        x.p().modules[0].cubin = Some(Blob { offset: offset as u64, ..copy });
+    }),
+    ("PtxText", |x| x.ptx(&[0xff, 0xfe])),
+    ("PtxText", |x| x.ptx(b".version 8.0\0")),
+    ("NoDeviceLaunch", |x| x.l("rms_norm").device.clear()),
+    ("StepsWithoutLaunch", |x| {
+        x.l("gemm").device.pop();
+    }),
+    ("StepsWithoutLaunch", |x| x.l("gemm").device[1].when = range(StepSymbol::Tokens, 4, 8)),
+    ("StepsWithoutLaunch", |x| x.l("gemm").device[1].when = range(StepSymbol::Tokens, 3, 7)),
+    ("StepsWithoutLaunch", |x| x.l("gemm").device[1].when = range(StepSymbol::Rows, 3, 8)),
+    ("StepsWithoutLaunch", |x| x.l("rms_norm").device[0].when = When::Mixed),
+    ("StepsWithoutLaunch", |x| x.p().sampling[0].when = When::Mixed),
+    ("LaunchModule", |x| x.l("gemm").device[0].module = 3),
+    ("LaunchModule", |x| x.p().sampling[0].module = u32::MAX),
+    ("LaunchEntry", |x| x.l("gemm").device[0].entry = "rows".into()),
+    ("LaunchEntry", |x| x.p().sampling[0].module = 1),
+    ("LaunchBlock", |x| x.l("gemm").device[0].block = 0),
+    ("LaunchBlock", |x| x.l("gemm").device[0].block = 48),
+    ("LaunchBlock", |x| x.l("gemm").device[0].block = 1056),
+    ("LaunchShared", |x| x.l("gemm").device[0].shared_bytes = 226 * 1024 + 1),
+    ("LaunchShared", |x| x.p().modules[1].entries[0].shared_bytes = u32::MAX),
+    ("LaunchRegisters", |x| x.p().modules[1].entries[0].registers = 513),
+    ("LaunchRegisters", |x| x.p().modules[1].entries[0].registers = u32::MAX),
+    ("GridDivisor", |x| x.l("gemm").device[0].grid[1] = Extent::per(StepSymbol::Tokens, 0, 1)),
+    ("GridFill", |x| x.l("gemm").device[0].grid[2] = Extent::Fill { per_sm: 0, most: 1 }),
+    ("GridFill", |x| x.l("gemm").device[0].grid[2] = Extent::Fill { per_sm: 65, most: 1 }),
+    ("GridFill", |x| x.l("gemm").device[0].grid[2] = Extent::Fill { per_sm: 1, most: 0 }),
+    ("GridFill", |x| x.l("gemm").device[0].grid[2] = Extent::Fill { per_sm: 1, most: 65536 }),
+    ("GridSize", |x| x.l("gemm").device[0].grid[0] = Extent::fixed(1 << 31)),
+    ("GridSize", |x| x.l("gemm").device[0].grid[1] = Extent::fixed(65536)),
+    // 8 tokens at most.
+    ("GridSize", |x| x.l("gemm").device[0].grid[1] = Extent::per(StepSymbol::Tokens, 1, 8192)),
+    ("GridSize", |x| x.l("gemm").device[0].grid[0] = Extent::per(StepSymbol::Tokens, 1, u32::MAX)),
+    ("GridSize", |x| x.l("gemm").device[0].grid = [1 << 20, 1 << 12, 1].map(Extent::fixed)),
+    ("ArgCount", |x| x.l("gemm").device[0].args = vec![Arg::U32(0); 129]),
+    ("ArgOperand", |x| x.l("gemm").device[0].args[0] = Arg::Input(2)),
+    ("ArgOperand", |x| x.l("gemm").device[0].args[0] = Arg::Output(1)),
+    ("ArgOperand", |x| x.p().sampling[0].args[0] = Arg::Input(1)),
+    ("ArgOperand", |x| x.p().sampling[0].args[0] = Arg::Output(0)),
+    ("WorkspaceShape", |x| {
+        let own = x.l("gemm").outputs[0].clone();
+        x.l("rms_norm").outputs.push(Operand { cols: 1, ..own });
+    }),
+    ("WorkspaceShape", |x| x.p().buffers[10].rows = Expr::constant(4)),
+    ("WorkspaceShape", |x| x.workspace(|o| o.rows = Expr::constant(0))),
+    ("WorkspaceShape", |x| {
+        x.p().buffers[10].dtype = DType::I32;
+        x.workspace(|o| o.dtype = DType::I32);
+    }),
+    ("WorkspaceShape", |x| {
+        x.p().buffers[10].rows = Expr { constant: 0, terms: vec![(1, 2)] };
+        x.p().arena_bytes *= 2;
+        x.workspace(|o| o.rows = Expr { constant: 0, terms: vec![(1, 2)] });
+    }),
+    ("WeightLayout", |x| x.relay(2, Layout::RowMajor)),
+    ("WeightLayout", |x| x.relay(0, Layout::Panel16)),
+    ("WeightLayout", |x| {
+        *x = small();
+        x.relay(0, Layout::Mma16);
+    }),
+    // Workspace is for its own node.
+    ("ReadUnwritten", |x| {
+        let parts = x.l("attention").outputs[1].clone();
+        let l = x.p().launches.iter_mut().find(|l| l.node == "o").unwrap();
+        l.inputs.push(parts);
+    }),
+];
+
+fn range(symbol: StepSymbol, min: u32, max: u32) -> When {
+    When::Range { symbol, min, max }
+}
+
 #[test]
-fn the_small_plan_is_valid() {
+fn the_small_plans_are_valid() {
     assert_eq!(run(&small()), Ok(()));
+    assert_eq!(run(&small_cuda()), Ok(()));
 }
 
 #[test]
 fn each_way_of_being_wrong() {
-    for (i, (want, edit)) in CASES.iter().enumerate() {
-        let mut plan = small();
+    let cpu = CASES.iter().map(|case| (small as fn() -> Plan, case));
+    let cuda = CUDA_CASES.iter().map(|case| (small_cuda as fn() -> Plan, case));
+    for (i, (make, (want, edit))) in cpu.chain(cuda).enumerate() {
+        let mut plan = make();
         edit(&mut plan);
         match run(&plan) {
             Err(e) => assert_eq!(variant(&e), *want, "case {i}: {e}"),
@@ -226,9 +367,10 @@ fn every_variant_has_a_case() {
         let end = name.find([' ', ','])?;
         name.starts_with(|c: char| c.is_ascii_uppercase()).then(|| &name[..end])
     });
-    let missing: Vec<_> = variants.clone().filter(|v| !CASES.iter().any(|(want, _)| want == v)).collect();
+    let missing: Vec<_> =
+        variants.clone().filter(|v| !CASES.iter().chain(CUDA_CASES).any(|(want, _)| want == v)).collect();
     assert!(missing.is_empty(), "no case for {missing:?}");
-    assert!(variants.count() > 45);
+    assert!(variants.count() > 70);
 }
 
 /// Columns of one matrix that are apart may be read and written by one launch.
@@ -287,4 +429,43 @@ fn large_tables_take_no_quadratic_time() {
     let start = std::time::Instant::now();
     assert_eq!(run(&plan), Ok(()));
     assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+}
+
+/// The same for what only CUDA programs have.
+#[test]
+fn many_modules_and_launches_take_no_quadratic_time() {
+    let mut plan = small_cuda();
+    let n = 50_000;
+    let p = plan.p();
+    let (module, launch) = (p.modules[2].clone(), p.launches[1].device[0].clone());
+    p.modules.resize(n, module);
+    let mut last = p.modules[0].entries[0].clone();
+    for i in 0..n {
+        last.name = format!("k{i}");
+        p.modules[0].entries.push(last.clone());
+    }
+    p.launches[1].device.resize(n, DeviceLaunch { entry: last.name, ..launch });
+    let start = std::time::Instant::now();
+    assert_eq!(run(&plan), Ok(()));
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+}
+
+/// Ranges may overlap and stand in any order; `Mixed` may come on top; values without rows need no launch.
+#[test]
+fn ranges_that_leave_nothing_out() {
+    let mut plan = small_cuda();
+    let l = plan.l("gemm");
+    let with = |when| DeviceLaunch { when, ..l.device[0].clone() };
+    l.device = vec![
+        with(range(StepSymbol::Tokens, 6, u32::MAX)),
+        with(When::Mixed),
+        with(range(StepSymbol::Tokens, 4, 2)),
+        with(range(StepSymbol::Tokens, 2, 7)),
+        with(range(StepSymbol::Tokens, 0, 1)),
+        with(range(StepSymbol::Rows, 3, 3)),
+    ];
+    assert_eq!(run(&plan), Ok(()));
+    plan.p().symbols[0].min = 2;
+    plan.l("gemm").device.remove(4);
+    assert_eq!(run(&plan), Ok(()));
 }
