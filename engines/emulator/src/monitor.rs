@@ -218,14 +218,7 @@ pub trait BlockMonitor: Send {
     /// # Errors
     /// They must not arrive there.
     #[inline(always)]
-    fn arrive(
-        &mut self,
-        at: At,
-        id: u32,
-        threads: u32,
-        waits: bool,
-        aligned: bool,
-    ) -> Result<(), Finding> {
+    fn arrive(&mut self, at: At, id: u32, threads: u32, waits: bool, aligned: bool) -> Result<(), Finding> {
         Ok(())
     }
     /// Barrier `id` opens: all its threads have arrived.
@@ -300,7 +293,7 @@ impl Monitor for Unchecked {
 impl LaunchMonitor for Unchecked {
     type Block<'l> = Unchecked;
 
-    fn block<'l>(&'l self, _: [u32; 3]) -> Unchecked {
+    fn block(&self, _: [u32; 3]) -> Unchecked {
         Unchecked
     }
     fn end(self) -> Result<(), Finding> {
