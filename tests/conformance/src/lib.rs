@@ -1,6 +1,7 @@
 //! Device kernels against their references, on any driver.
 
 pub mod bytes;
+pub mod code;
 pub mod rig;
 pub mod sass;
 

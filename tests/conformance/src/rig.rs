@@ -2,18 +2,17 @@
 //! arguments, launches and waits.
 
 use std::collections::BTreeMap;
-use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use lathe_device::{
     Arg, ArgValue, DeviceInfo, DeviceLaunch, DevicePtr, Driver, Function, FunctionInfo, Image, LaunchConfig,
     Module, Sequence, StepTable, Symbols,
 };
-use lathe_kernels::cuda::{HEADERS, Launches, Source, Stage};
+use lathe_kernels::cuda::{Launches, Source, Stage};
 use lathe_numerics::DType;
 use lathe_nvrtc::Compiler;
 
-use crate::bytes;
+use crate::{bytes, code};
 
 /// Where the operands of a node lie.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +42,7 @@ impl Rig {
         Rig {
             driver,
             arch: arch.to_owned(),
-            compiler: Compiler::new(lathe_nvrtc::cache_folder().map(|folder| folder.join("kernels"))),
+            compiler: code::compiler(),
             modules: BTreeMap::new(),
             functions: BTreeMap::new(),
             launched: Vec::new(),
@@ -247,9 +246,8 @@ impl Rig {
             stages.iter().map(|s| &s.source).filter(|s| !self.modules.contains_key(s)).collect();
         missing.sort();
         missing.dedup();
-        let jobs: Vec<_> = missing.iter().map(|source| (source_of(source), &*self.arch)).collect();
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        for (source, code) in missing.iter().zip(self.compiler.compile_all(&jobs, threads)?) {
+        let compiled = code::compile(&self.compiler, &missing, &self.arch)?;
+        for (source, code) in missing.iter().zip(compiled) {
             let image = Image { cubin: Some(&code.cubin), ptx: Some(&code.ptx), allow_jit: false };
             let module = self.driver.load_module(&source.name, image)?;
             self.modules.insert((*source).clone(), module);
@@ -316,10 +314,6 @@ impl Rig {
         self.launched.push(label);
         Ok(())
     }
-}
-
-fn source_of(source: &Source) -> lathe_nvrtc::Source<'_> {
-    lathe_nvrtc::Source { name: &source.name, text: source.text, headers: HEADERS, defines: &source.defines }
 }
 
 fn value(arg: Arg, symbols: &Symbols, operands: &Operands, outputs: &[DevicePtr]) -> Result<ArgValue> {

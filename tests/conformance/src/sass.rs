@@ -15,7 +15,7 @@ pub fn disassemble(cubin: &[u8]) -> Result<BTreeMap<String, Vec<String>>> {
     let program = disassembler().context("nvdisasm: not found; run tools/cuda-kit")?;
     let file = std::env::temp_dir().join(format!("{}-{:p}.cubin", std::process::id(), cubin));
     std::fs::File::create(&file)?.write_all(cubin)?;
-    let out = Command::new(&program).arg("-c").arg(&file).stdin(Stdio::null()).output();
+    let out = Command::new(&program).args(["-c", "-ndf"]).arg(&file).stdin(Stdio::null()).output();
     std::fs::remove_file(&file)?;
     let out = out.with_context(|| program.display().to_string())?;
     let text = String::from_utf8_lossy(&out.stdout);

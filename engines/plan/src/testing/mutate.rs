@@ -5,7 +5,7 @@ use crate::codec;
 use crate::error::PlanError;
 use crate::header::{self, ENTRY_BYTES, HEADER_SPACE, Header, Section, TABLE_ALIGN, VERSION};
 use crate::reader::Plan;
-use crate::schema::Weight;
+use crate::schema::{Program, Weight};
 use crate::writer::{Tables, hash_of_hashes, lay_out};
 
 /// A file in memory of these tables, with pattern bytes for the weights.
@@ -38,8 +38,8 @@ fn join(header: &Header, blobs: &[Vec<u8>]) -> Result<Vec<u8>, PlanError> {
     Ok(file)
 }
 
-/// Makes all hashes of an edited plan right, as far as its header can be followed: sections, weights, the weight
-/// table and the header. What cannot be followed stays as it is.
+/// Makes all hashes of an edited plan right, as far as its header can be followed: sections, weights, code, their
+/// tables and the header. What cannot be followed stays as it is.
 pub fn reseal(file: &mut [u8]) {
     let Some(directory) = directory(file) else { return };
     let entry = |file: &[u8], at: usize| Section {
@@ -77,6 +77,22 @@ pub fn reseal(file: &mut [u8]) {
         {
             file[table.clone()].copy_from_slice(&bytes);
             weights = Some(hash_of_hashes(&decoded));
+        }
+    }
+    if let (Some((_, table)), Some((_, code))) = (find(header::PROG), find(header::CODE))
+        && let Ok(mut decoded) = codec::decode::<Vec<Program>>(&file[table.clone()])
+    {
+        let modules = decoded.iter_mut().flat_map(|p| &mut p.modules);
+        for blob in modules.flat_map(|m| m.cubin.iter_mut().chain(&mut m.ptx)) {
+            if let Some(end) = blob.offset.checked_add(blob.bytes).filter(|end| *end <= code.len() as u64) {
+                let bytes = &file[code.start + blob.offset as usize..code.start + end as usize];
+                blob.hash = *blake3::hash(bytes).as_bytes();
+            }
+        }
+        if let Ok(bytes) = codec::encode(&decoded)
+            && bytes.len() == table.len()
+        {
+            file[table].copy_from_slice(&bytes);
         }
     }
     let hashes: Vec<(usize, [u8; 32])> = entries

@@ -3,7 +3,7 @@
 
 use lathe_numerics::DType;
 
-use crate::schema::{CacheKind, Expr, Operand, Param, Place, Weight};
+use crate::schema::{Arg, CacheKind, DeviceLaunch, Expr, Extent, Operand, Param, Place, Weight, When};
 use crate::writer::Tables;
 
 /// A field that can be set.
@@ -98,6 +98,22 @@ pub(super) fn all<'a>(tables: &'a mut Tables, weights: &'a mut [Weight]) -> Vec<
                     Param::Name(_) => {}
                 }
             }
+            for d in &mut launch.device {
+                device_launch(d, &mut out);
+            }
+        }
+        for d in &mut p.sampling {
+            device_launch(d, &mut out);
+        }
+        for module in &mut p.modules {
+            for blob in module.cubin.iter_mut().chain(&mut module.ptx) {
+                out.extend([&mut blob.offset, &mut blob.bytes].map(U64));
+            }
+            for e in &mut module.entries {
+                out.extend(
+                    [&mut e.registers, &mut e.spill_bytes, &mut e.stack_bytes, &mut e.shared_bytes].map(U32),
+                );
+            }
         }
     }
     if let Some(test) = &mut tables.self_test {
@@ -105,6 +121,32 @@ pub(super) fn all<'a>(tables: &'a mut Tables, weights: &'a mut [Weight]) -> Vec<
         out.extend(test.logits.iter_mut().chain([&mut test.tolerance]).map(F32));
     }
     out
+}
+
+fn device_launch<'a>(d: &'a mut DeviceLaunch, out: &mut Vec<Number<'a>>) {
+    use Number::{F32, U32, U64};
+    out.extend([&mut d.module, &mut d.block, &mut d.shared_bytes].map(U32));
+    match &mut d.when {
+        When::Range { min, max, .. } => out.extend([min, max].map(U32)),
+        When::Always | When::Mixed => {}
+    }
+    for extent in &mut d.grid {
+        match extent {
+            Extent::Sum { constant, terms } => {
+                out.push(U32(constant));
+                out.extend(terms.iter_mut().flat_map(|t| [&mut t.per, &mut t.times]).map(U32));
+            }
+            Extent::Fill { per_sm, most } => out.extend([per_sm, most].map(U32)),
+        }
+    }
+    for arg in &mut d.args {
+        match arg {
+            Arg::Input(n) | Arg::Output(n) | Arg::U32(n) => out.push(U32(n)),
+            Arg::U64(n) => out.push(U64(n)),
+            Arg::F32(n) => out.push(F32(n)),
+            Arg::Table(_) | Arg::Symbol(_) => {}
+        }
+    }
 }
 
 fn expression<'a>(e: &'a mut Expr, out: &mut Vec<Number<'a>>) {

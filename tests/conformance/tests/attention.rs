@@ -1,0 +1,310 @@
+//! Device attention against its reference, and its bits against themselves: decode, split decode, chunks, company.
+
+use anyhow::{Context, Result, ensure};
+use lathe_conformance::{Operands, Rig, bytes};
+use lathe_device::{Sequence, StepTable, Symbols};
+use lathe_kernels::attention::cuda::{Problem, launches};
+use lathe_kernels::{attention::reference, tolerance};
+use lathe_numerics::DType;
+use lathe_numerics::philox::philox4x32;
+
+fn values(seed: u32, n: usize, dtype: DType) -> Vec<f32> {
+    (0..n.div_ceil(4))
+        .flat_map(|i| philox4x32([i as u32, 0, 0, 0], [seed, 7]))
+        .map(|w| dtype.round((w >> 8) as f32 / 8_388_608.0 - 1.0))
+        .take(n)
+        .collect()
+}
+
+/// `heads` on `kv_heads`, for sequences of up to 2,048 positions.
+fn problem(heads: usize, kv_heads: usize, head_dim: usize, dtype: DType) -> Problem {
+    let mut p = Problem {
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        dtype,
+        kv_dtype: dtype,
+        block: 32,
+        block_bytes: 0,
+        max_seq_len: 2048,
+        max_seqs: 600,
+        max_tokens: 4096,
+        window: None,
+    };
+    p.block_bytes = 2 * layer_bytes(&p) as u64;
+    p
+}
+
+fn layer_bytes(p: &Problem) -> usize {
+    2 * p.kv_heads * p.head_dim * p.block * p.kv_dtype.size()
+}
+
+/// A sequence's projections after their roundings.
+struct Tokens {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+fn tokens(p: &Problem, seed: u32, len: usize) -> Tokens {
+    let kv = len * p.kv_heads * p.head_dim;
+    let mut k = values(seed + 1, kv, DType::F32);
+    k.iter_mut().for_each(|k| *k = p.kv_dtype.round(*k * 3.0));
+    Tokens {
+        q: values(seed, len * p.heads * p.head_dim, p.dtype),
+        k,
+        v: values(seed + 2, kv, p.kv_dtype),
+    }
+}
+
+/// What one sequence does in a step: its tokens, rows done before, rows now.
+#[derive(Clone, Copy)]
+struct Part<'a>(&'a Tokens, usize, usize);
+
+/// How a step is padded and what device it meets.
+#[derive(Clone, Copy)]
+struct Setting {
+    padding_rows: usize,
+    padding_sequences: usize,
+    sm_count: u32,
+}
+
+const PLAIN: Setting = Setting { padding_rows: 0, padding_sequences: 0, sm_count: 4 };
+
+/// One step over a cache that is NaN but for what the sequences have written. Gives the rows' bits.
+fn step(rig: &mut Rig, p: &Problem, parts: &[Part], setting: Setting) -> Result<Vec<u32>> {
+    let (width, kv_width, size) = (p.heads * p.head_dim, p.kv_heads * p.head_dim, p.kv_dtype.size());
+    let pages: usize = parts.iter().map(|Part(_, done, now)| (done + now).div_ceil(p.block)).sum();
+    let mut cache = vec![0xff; (pages + 1) * p.block_bytes as usize];
+    let (mut sequences, mut blocks, mut row_sequence, mut q) = (vec![], vec![], vec![], vec![]);
+    for (i, Part(t, done, now)) in parts.iter().enumerate() {
+        let kv_len = done + now;
+        sequences.push(Sequence {
+            q_start: row_sequence.len() as i32,
+            q_len: *now as i32,
+            kv_len: kv_len as i32,
+            blocks_start: blocks.len() as i32,
+        });
+        let first = blocks.len();
+        // Pages from the last to the first.
+        blocks.extend((0..kv_len.div_ceil(p.block)).map(|b| (pages - first - b) as i32));
+        row_sequence.extend(std::iter::repeat_n(i as i32, *now));
+        q.extend_from_slice(&t.q[done * width..kv_len * width]);
+        for position in 0..kv_len {
+            let page = blocks[first + position / p.block] as usize * p.block_bytes as usize + layer_bytes(p);
+            for (part, x) in [&t.k, &t.v].into_iter().enumerate() {
+                for h in 0..p.kv_heads {
+                    let row = &x[position * kv_width + h * p.head_dim..][..p.head_dim];
+                    let at = ((part * p.kv_heads + h) * p.block + position % p.block) * p.head_dim * size;
+                    let to = &mut cache[page + at..][..p.head_dim * size];
+                    to.copy_from_slice(&bytes::of(p.kv_dtype, row));
+                }
+            }
+        }
+    }
+    let rows = row_sequence.len();
+    row_sequence.extend(std::iter::repeat_n(-1, setting.padding_rows));
+    q.extend(std::iter::repeat_n(f32::NAN, setting.padding_rows * width));
+    sequences.extend(std::iter::repeat_n(Sequence::default(), setting.padding_sequences));
+    let symbols = Symbols {
+        tokens: row_sequence.len() as u32,
+        sequences: sequences.len() as u32,
+        rows: 1,
+        decode: parts.iter().all(|part| part.2 == 1),
+        sm_count: setting.sm_count,
+    };
+    let cache_at = rig.buffer("cache", &cache)?;
+    let q_at = rig.floats("q", p.dtype, &q)?;
+    let out = rig.empty("out", q.len() * p.dtype.size())?;
+    let tables = vec![
+        (StepTable::RowSequence, rig.i32s("row sequence", &row_sequence)?),
+        (StepTable::Sequences, rig.sequences("sequences", &sequences)?),
+        (StepTable::Blocks, rig.i32s("blocks", &blocks)?),
+    ];
+    // The second of two layers.
+    let operands = Operands {
+        inputs: vec![q_at, cache_at.add(layer_bytes(p) as u64)],
+        outputs: vec![out],
+        tables: tables.clone(),
+    };
+    rig.run(&launches(p)?, symbols, &operands)?;
+    let got = rig.read_floats(out, p.dtype, rows * width)?;
+    for at in [cache_at, q_at, out].into_iter().chain(tables.into_iter().map(|t| t.1)) {
+        rig.free(at)?;
+    }
+    Ok(got.into_iter().map(f32::to_bits).collect())
+}
+
+fn expected(p: &Problem, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
+    let kv_head = head * p.kv_heads / p.heads;
+    let first = p.window.map_or(0, |w| (row + 1).saturating_sub(w as usize));
+    let pick = |x: &[f32]| -> Vec<f32> {
+        let rows = (first..=row).map(|i| &x[(i * p.kv_heads + kv_head) * p.head_dim..][..p.head_dim]);
+        rows.flatten().copied().collect()
+    };
+    let q = &t.q[(row * p.heads + head) * p.head_dim..][..p.head_dim];
+    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale)
+}
+
+/// A ragged step against the reference: every row of short chunks, a sample of long ones.
+fn check(rig: &mut Rig, p: &Problem, parts: &[Part], setting: Setting) -> Result<()> {
+    let got = step(rig, p, parts, setting)?;
+    let (mut want, mut mine, mut start) = (vec![], vec![], 0);
+    for Part(t, done, now) in parts {
+        let stride = (now / 12).max(1);
+        for row in (0..*now).filter(|row| row % stride == 0 || row + 1 == *now) {
+            for head in 0..p.heads {
+                want.extend(expected(p, t, done + row, head));
+                let at = ((start + row) * p.heads + head) * p.head_dim;
+                mine.extend(got[at..at + p.head_dim].iter().map(|b| f32::from_bits(*b)));
+            }
+        }
+        start += now;
+    }
+    tolerance::check(p.dtype, &want, &mine).map_err(anyhow::Error::msg)
+}
+
+fn against_the_reference(p: &Problem) -> Result<()> {
+    let mut rig = Rig::emulator(true)?;
+    let [a, b, c] = [5, 50, 500].map(|seed| tokens(p, seed, 300));
+    let long = tokens(p, 9, 1100);
+    let decodes = [
+        Part(&a, 0, 1),
+        Part(&b, 126, 1),
+        Part(&b, 127, 1),
+        Part(&c, 128, 1),
+        Part(&long, 1099, 1),
+        Part(&a, 299, 1),
+    ];
+    let padded = Setting { padding_rows: 3, padding_sequences: 2, sm_count: 132 };
+    check(&mut rig, p, &decodes, padded).context("decode")?;
+    let mixed = [Part(&a, 0, 70), Part(&b, 200, 1), Part(&c, 100, 41), Part(&long, 1030, 33), Part(&b, 250, 3)];
+    check(&mut rig, p, &mixed, PLAIN).context("mixed")
+}
+
+#[test]
+fn grouped_heads_of_64() -> Result<()> {
+    against_the_reference(&problem(4, 1, 64, DType::BF16))
+}
+
+#[test]
+fn heads_of_128_in_f16() -> Result<()> {
+    against_the_reference(&problem(4, 2, 128, DType::F16))
+}
+
+#[test]
+fn seven_heads_of_80() -> Result<()> {
+    against_the_reference(&Problem { block: 16, ..problem(7, 1, 80, DType::BF16) }.sized())
+}
+
+#[test]
+fn single_heads_of_96() -> Result<()> {
+    against_the_reference(&Problem { block: 128, ..problem(2, 2, 96, DType::BF16) }.sized())
+}
+
+#[test]
+fn eight_heads_of_256() -> Result<()> {
+    against_the_reference(&problem(8, 1, 256, DType::BF16))
+}
+
+#[test]
+fn twenty_heads_on_one() -> Result<()> {
+    against_the_reference(&problem(20, 1, 16, DType::F16))
+}
+
+#[test]
+fn windows() -> Result<()> {
+    for window in [1, 129, 200] {
+        against_the_reference(&Problem { window: Some(window), ..problem(4, 2, 64, DType::BF16) })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn plain_kernel_of_f32_and_mixed_types() -> Result<()> {
+    against_the_reference(&problem(4, 2, 64, DType::F32))?;
+    against_the_reference(&Problem { kv_dtype: DType::F16, ..problem(2, 1, 20, DType::F32) }.sized())?;
+    against_the_reference(&Problem { window: Some(130), ..problem(2, 1, 130, DType::BF16) }.sized())
+}
+
+trait Sized2 {
+    fn sized(self) -> Self;
+}
+
+impl Sized2 for Problem {
+    /// Two layers of the blocks that the other fields describe.
+    fn sized(mut self) -> Self {
+        self.block_bytes = 2 * layer_bytes(&self) as u64;
+        self
+    }
+}
+
+fn one_answer(p: &Problem) -> Result<()> {
+    let mut rig = Rig::emulator(true)?;
+    let len = 300;
+    let width = p.heads * p.head_dim;
+    let (t, other) = (tokens(p, 5, len), tokens(p, 50, 260));
+    let want = step(&mut rig, p, &[Part(&t, 0, len)], PLAIN)?;
+    for chunk in [7, 64] {
+        for done in (0..len).step_by(chunk) {
+            let now = chunk.min(len - done);
+            let got = step(&mut rig, p, &[Part(&t, done, now)], PLAIN)?;
+            ensure!(got[..] == want[done * width..][..now * width], "chunk of {chunk} at {done}");
+        }
+    }
+    // Decode: alone, split over few and many blocks, among others, and unsplit among padding.
+    let alone = [1, 3, 132].map(|sm_count| (vec![], Setting { sm_count, ..PLAIN }));
+    let company = (vec![Part(&other, 200, 1), Part(&other, 17, 1)], PLAIN);
+    let mixed = (vec![Part(&other, 100, 30), Part(&other, 40, 2)], PLAIN);
+    let padded = (vec![], Setting { padding_sequences: 520, ..PLAIN });
+    for (others, setting) in alone.into_iter().chain([company, mixed, padded]) {
+        for position in [0, 1, 126, 127, 128, 129, 200, 255, 256, 299] {
+            let mut parts = others.clone();
+            parts.push(Part(&t, position, 1));
+            let rows: usize = others.iter().map(|part| part.2).sum();
+            let got = step(&mut rig, p, &parts, setting)?;
+            ensure!(got[rows * width..] == want[position * width..][..width], "decode of position {position}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn one_answer_for_heads_of_64() -> Result<()> {
+    one_answer(&problem(4, 2, 64, DType::BF16))
+}
+
+#[test]
+fn one_answer_for_heads_of_128() -> Result<()> {
+    one_answer(&problem(4, 1, 128, DType::F16))
+}
+
+#[test]
+fn one_answer_for_windows() -> Result<()> {
+    one_answer(&Problem { window: Some(100), ..problem(3, 1, 80, DType::BF16) })
+}
+
+#[test]
+fn one_answer_for_f32() -> Result<()> {
+    one_answer(&problem(2, 1, 32, DType::F32))
+}
+
+#[test]
+fn steps_take_the_ways_they_should() -> Result<()> {
+    let p = problem(4, 2, 64, DType::BF16);
+    let mut rig = Rig::emulator(false)?;
+    let t = tokens(&p, 5, 200);
+    let mut ways = |parts: &[Part], setting| -> Result<Vec<String>> {
+        step(&mut rig, &p, parts, setting)?;
+        Ok(rig.launched().iter().map(|l| l.rsplit('/').next().unwrap_or_default().to_owned()).collect())
+    };
+    let padded = Setting { padding_sequences: 300, ..PLAIN };
+    assert_eq!(ways(&[Part(&t, 150, 1)], PLAIN)?, ["attention_split", "attention_fold"]);
+    assert_eq!(ways(&[Part(&t, 150, 1)], padded)?, ["attention_decode"]);
+    assert_eq!(
+        ways(&[Part(&t, 150, 20)], PLAIN)?,
+        ["attention_split", "attention_fold", "attention_prefill"]
+    );
+    Ok(())
+}

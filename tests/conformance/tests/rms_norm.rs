@@ -1,0 +1,103 @@
+//! Device norms: the documented order by bits, the reference within tolerance, rows independent of company.
+
+use lathe_conformance::{Operands, Rig};
+use lathe_device::{Symbol, Symbols};
+use lathe_kernels::rms_norm::{cuda, reference};
+use lathe_kernels::tolerance;
+use lathe_numerics::{DType, philox};
+
+const EPS: f32 = 1e-5;
+const DTYPES: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
+const WIDTHS: [usize; 10] = [1, 7, 31, 64, 256, 611, 2048, 4096, 5120, 16384];
+
+fn values(seed: u64, n: usize, scale: f32) -> Vec<f32> {
+    (0..n).map(|i| (philox::uniform(seed, 0, i as u32) * 2.0 - 1.0) * scale).collect()
+}
+
+fn rounded(dtype: DType, values: Vec<f32>) -> Vec<f32> {
+    values.into_iter().map(|v| dtype.round(v)).collect()
+}
+
+fn step(rows: usize) -> Symbols {
+    Symbols { tokens: rows as u32, sequences: 1, rows: 1, decode: false, sm_count: 4 }
+}
+
+/// One row in the order that the module documents.
+fn documented(x: &[f32], w: &[f32], dtype: DType) -> Vec<f32> {
+    let threads = x.len().div_ceil(8).next_multiple_of(32).min(512);
+    let mut sums = vec![0.0f32; threads];
+    for (i, v) in x.iter().enumerate() {
+        sums[i / 8 % threads] += v * v;
+    }
+    let butterfly = |lanes: &[f32]| {
+        let mut lanes: Vec<f32> = (0..32).map(|i| lanes.get(i).copied().unwrap_or(0.0)).collect();
+        for distance in [16, 8, 4, 2, 1] {
+            lanes = (0..32).map(|i| lanes[i] + lanes[i ^ distance]).collect();
+        }
+        lanes[0]
+    };
+    let warps: Vec<f32> = sums.chunks(32).map(butterfly).collect();
+    let inv = 1.0 / (butterfly(&warps) / x.len() as f32 + EPS).sqrt();
+    x.iter().zip(w).map(|(x, w)| dtype.round(x * inv * w)).collect()
+}
+
+#[test]
+fn norms_have_the_documented_bits() {
+    let mut rig = Rig::emulator(true).unwrap();
+    for dtype in DTYPES {
+        for h in WIDTHS {
+            let rows = 3;
+            let x = rounded(dtype, values(h as u64, rows * h, 3.0));
+            let w = rounded(dtype, values(7, h, 2.0));
+            let launches =
+                cuda::launches(&cuda::NormProblem { m: Symbol::Tokens, h, dtype, eps: EPS }).unwrap();
+            let inputs = vec![rig.floats("x", dtype, &x).unwrap(), rig.floats("w", dtype, &w).unwrap()];
+            let out = rig.empty("out", rows * h * dtype.size()).unwrap();
+            let operands = Operands { inputs: inputs.clone(), outputs: vec![out], tables: vec![] };
+            rig.run(&launches, step(rows), &operands).unwrap();
+            let got = rig.read_floats(out, dtype, rows * h).unwrap();
+            let mut want = Vec::new();
+            for r in 0..rows {
+                let row = &x[r * h..][..h];
+                assert_eq!(got[r * h..][..h], documented(row, &w, dtype), "{dtype} h {h} row {r}");
+                want.extend(reference::rms_norm(row, &w, EPS));
+            }
+            tolerance::check(dtype, &want, &got).unwrap();
+            // The last row alone.
+            let alone = rig.floats("row", dtype, &x[(rows - 1) * h..]).unwrap();
+            let operands = Operands { inputs: vec![alone, inputs[1]], outputs: vec![out], tables: vec![] };
+            rig.run(&launches, step(1), &operands).unwrap();
+            assert_eq!(rig.read_floats(out, dtype, h).unwrap(), got[(rows - 1) * h..]);
+        }
+    }
+}
+
+#[test]
+fn the_sum_is_rounded_first_and_may_replace_the_residual() {
+    let mut rig = Rig::emulator(true).unwrap();
+    for dtype in DTYPES {
+        for h in WIDTHS {
+            let rows = 2;
+            let delta = values(h as u64 + 1, rows * h, 1.0);
+            let residual = rounded(dtype, values(h as u64 + 2, rows * h, 4.0));
+            let w = rounded(dtype, values(9, h, 1.5));
+            let launches =
+                cuda::add_launches(&cuda::NormProblem { m: Symbol::Tokens, h, dtype, eps: EPS }).unwrap();
+            let bytes = rows * h * dtype.size();
+            let inputs = vec![
+                rig.f32s("delta", &delta).unwrap(),
+                rig.floats("residual", dtype, &residual).unwrap(),
+                rig.floats("w", dtype, &w).unwrap(),
+            ];
+            let (sum, out) = (rig.empty("sum", bytes).unwrap(), rig.empty("out", bytes).unwrap());
+            let sums: Vec<f32> = residual.iter().zip(&delta).map(|(r, d)| dtype.round(r + d)).collect();
+            let want: Vec<f32> = sums.chunks(h).flat_map(|row| documented(row, &w, dtype)).collect();
+            for sum in [sum, inputs[1]] {
+                let operands = Operands { inputs: inputs.clone(), outputs: vec![sum, out], tables: vec![] };
+                rig.run(&launches, step(rows), &operands).unwrap();
+                assert_eq!(rig.read_floats(sum, dtype, rows * h).unwrap(), sums, "{dtype} h {h}");
+                assert_eq!(rig.read_floats(out, dtype, rows * h).unwrap(), want, "{dtype} h {h}");
+            }
+        }
+    }
+}
