@@ -148,10 +148,14 @@ impl<'l> CheckedBlock<'l> {
         Finding { lane: lane as u32, what, address: Some((space, at)) }
     }
 
-    /// A weak access to what the block has updated atomically does not race with strong accesses of others.
+    /// A weak access does not race with strong ones of others that an atomic operation of its block came after.
     fn excused(&self, address: u64, strong: bool, conflict: &Conflict) -> bool {
-        let meets_strong = matches!(conflict, Conflict::Race { other, .. } if other.strong);
-        !strong && meets_strong && self.order.touched(address)
+        match conflict {
+            Conflict::Race { other, .. } => {
+                !strong && other.strong && self.order.touched_after(address, *other)
+            }
+            Conflict::Pending { .. } => false,
+        }
     }
 
     fn read_global(

@@ -5,7 +5,7 @@
 //! are ordered only by fence, strong access, strong access of the same address, fence. Launches are ordered by the stream,
 //! dependent ones from their wait on.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -236,7 +236,7 @@ pub struct BlockOrder<'a> {
     /// Segments of this block up to here happened before everything to come.
     settled: u32,
     loose: bool,
-    touched: HashSet<u64>,
+    touched: HashMap<u64, u32>,
     meetings: HashMap<u32, Meeting>,
 }
 
@@ -258,7 +258,7 @@ impl<'a> BlockOrder<'a> {
             used: BATCH,
             settled: 0,
             loose: false,
-            touched: HashSet::new(),
+            touched: HashMap::new(),
             meetings: HashMap::new(),
         }
     }
@@ -396,7 +396,7 @@ impl<'a> BlockOrder<'a> {
     /// A strong access to device memory: hears what was said at the address, and says what is fenced.
     pub fn talk(&mut self, warp: u32, address: u64, reads: bool, writes: bool) {
         if reads && writes {
-            self.touched.insert(address);
+            self.touched.insert(address, self.segments.next());
         }
         if !self.launch.talking.load(Ordering::Relaxed) {
             return;
@@ -415,10 +415,10 @@ impl<'a> BlockOrder<'a> {
         }
     }
 
-    /// True if the block has updated the address atomically: accesses of its own after that come after the atomic ones
-    /// of others that it has seen, as in resetting a counter.
-    pub fn touched(&self, address: u64) -> bool {
-        self.touched.contains(&address)
+    /// True if the block has updated the address atomically after `other`: what it does there from then on comes after
+    /// the other's atomic operation, as in resetting a counter.
+    pub fn touched_after(&self, address: u64, other: Party) -> bool {
+        self.touched.get(&address).is_some_and(|end| other.segment < *end)
     }
 
     /// The warp has waited for the launches before.
