@@ -1,7 +1,7 @@
 //! A checked device with an input and an output buffer.
 
-use lathe_device::{ArgValue, DevicePtr, Driver, DriverError, Event, Image, LaunchConfig, Module};
-use lathe_emulator::{CheckOptions, Emulator, EmulatorOptions};
+use lathe_device::{Arch, ArgValue, DevicePtr, Driver, DriverError, Event, Image, LaunchConfig, Module};
+use lathe_emulator::{CheckOptions, DeviceModel, Emulator, EmulatorOptions};
 
 /// Kernels with faults and their twins.
 pub const KERNELS: &str = include_str!("../ptx/check.ptx");
@@ -21,8 +21,13 @@ pub struct Device {
 impl Device {
     /// A device whose input holds 0, 1, 2, .. and whose output holds zeros. `seed` shuffles warps and blocks.
     pub fn new(ptx: &str, seed: Option<u64>) -> Self {
-        let options = EmulatorOptions { check: Some(CheckOptions::default()), seed, ..Default::default() };
-        let mut driver = Emulator::new(options);
+        let model = DeviceModel::of(Arch { major: 9, minor: 0 });
+        let options = EmulatorOptions {
+            check: Some(CheckOptions::default()),
+            seed,
+            ..EmulatorOptions::new(model)
+        };
+        let mut driver = Emulator::new(&options).unwrap();
         let module =
             driver.load_module("check", Image { cubin: None, ptx: Some(ptx), allow_jit: false }).unwrap();
         let bytes = 4 * WORDS;

@@ -15,7 +15,7 @@ type Row = (&'static str, u32, u32, &'static str, &'static [&'static str]);
 const ROWS: &[Row] = &[
     ("shared_read", 1, 64, "s[63 - t]", &["race", "same block", "shared memory byte"]),
     ("shared_reuse", 1, 64, "s[63 - t]", &["race", "same block", "shared memory byte"]),
-    ("lanes_clash", 1, 64, "good ? in[t / 32] : in[t]", &["different values", "at once"]),
+    ("lanes_clash", 1, 64, "good ? in[t / 32 + 1] : in[t]", &["different values", "at once"]),
     ("halves", 1, 64, "s[good ? 0 : 32] = 7", &["race", "same block"]),
     ("global_read", 1, 64, "out[63 - t]", &["race", "same block", "`output`"]),
     ("blocks_overlap", 2, 64, "blockIdx.x * n + t", &["race", "of block [", "`output`"]),

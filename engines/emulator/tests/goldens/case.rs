@@ -1,7 +1,7 @@
 //! One instruction, rows of operands, the results that the PTX manual's words give.
 
-use lathe_device::{ArgValue, DevicePtr, Driver, Image, LaunchConfig};
-use lathe_emulator::{Emulator, EmulatorOptions};
+use lathe_device::{Arch, ArgValue, DevicePtr, Driver, Image, LaunchConfig};
+use lathe_emulator::{DeviceModel, Emulator, EmulatorOptions};
 
 /// Class of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,8 @@ pub fn g(x: f64) -> u64 {
 
 /// Runs `.entry k(.param .u64 in, .param .u64 out)` with `blocks` blocks of `threads`; answers `n_out` words.
 pub fn run(ptx: &str, blocks: u32, threads: u32, input: &[u64], n_out: usize) -> Vec<u64> {
-    let mut device = Emulator::new(EmulatorOptions::default());
+    let model = DeviceModel::of(Arch { major: 9, minor: 0 });
+    let mut device = Emulator::new(&EmulatorOptions::new(model)).unwrap();
     let bytes = (input.len().max(n_out) * 8).max(8);
     let mut host = device.host_buffer(bytes).unwrap();
     for (to, word) in host.bytes_mut().chunks_exact_mut(8).zip(input) {

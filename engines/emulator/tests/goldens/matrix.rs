@@ -75,7 +75,17 @@ fn tiles_are_stored_as_they_are_loaded() {
 
 /// Bits of a small integer as bf16 or f16.
 fn small(x: i32, bf16: bool) -> u64 {
-    if bf16 { u64::from((x as f32).to_bits() >> 16) } else { u64::from(half::f16::from_f32(x as f32).to_bits()) }
+    let bits = (x as f32).to_bits();
+    if bf16 || x == 0 {
+        return u64::from(bits >> 16);
+    }
+    // Exponents are 8 and 5 bits wide with bias 127 and 15.
+    u64::from((bits >> 16 & 0x8000) | ((bits >> 23 & 0xff) - 112) << 10 | (bits >> 13 & 0x3ff))
+}
+
+/// The small integer that an f16 is.
+fn integer(bits: u64) -> f32 {
+    (-999..=999).find(|x| small(*x, false) == bits & 0xffff).expect("a small integer") as f32
 }
 
 /// `mma.m16n8k{k}` of integers, fragments by the manual's formulas. `half_sum` accumulates in f16.
@@ -141,7 +151,7 @@ fn product(k: usize, bf16: bool, half_sum: bool) {
             let (row, column) = (lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2);
             let exact: i32 = (0..k).map(|x| a(row, x) * b(x, column)).sum::<i32>() + c(row, column);
             let got = if half_sum {
-                half::f16::from_bits((out[4 * lane + i / 2] >> (16 * (i % 2))) as u16).to_f32()
+                integer(out[4 * lane + i / 2] >> (16 * (i % 2)))
             } else {
                 f32::from_bits(out[4 * lane + i] as u32)
             };

@@ -52,7 +52,7 @@ template <bool good>
 __device__ void lanes_clash(const u32* in, u32* out) {
     __shared__ u32 s[2];
     u32 t = threadIdx.x;
-    s[t / 32] = good ? in[t / 32] : in[t];
+    s[t / 32] = good ? in[t / 32 + 1] : in[t];
     __syncthreads();
     out[t] = s[0];
 }
@@ -140,6 +140,7 @@ template <bool good>
 __device__ void atomic_read(const u32* in, u32* out) {
     u32 t = threadIdx.x;
     atomicAdd(out + t % 4, in[t]);
+    __syncthreads();
     if (!good) out[64 + 64 * blockIdx.x + t] = out[3 - t % 4];
 }
 TWINS(atomic_read, (const u32* in, u32* out), (in, out))
