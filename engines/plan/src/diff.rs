@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::inspect;
 use crate::reader::Plan;
-use crate::schema::{Launch, Program, Weight, hex};
+use crate::schema::{DeviceLaunch, Launch, Program, Weight, hex};
 
 /// One thing that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -126,15 +126,20 @@ fn program(out: &mut Vec<Difference>, name: &str, (a, wa): Side<'_>, (b, wb): Si
     keyed(out, &at("module"), &modules(a), &modules(b), String::clone);
     let launches = |p: &Program, w: &[Weight]| -> Vec<String> {
         let text = |l: &Launch| {
-            let device = l.device.iter().map(|d| format!("\n      {}", inspect::device_launch(d, p)));
+            let device = l.device.iter().map(|d| format!("\n      {}", device_launch(d, p)));
             inspect::launch(l, p, w) + &device.collect::<String>()
         };
         p.launches.iter().map(text).collect()
     };
     in_order(out, &at("launch"), &launches(a, wa), &launches(b, wb));
-    let sampling =
-        |p: &Program| -> Vec<String> { p.sampling.iter().map(|d| inspect::device_launch(d, p)).collect() };
+    let sampling = |p: &Program| -> Vec<String> { p.sampling.iter().map(|d| device_launch(d, p)).collect() };
     in_order(out, &at("sampling launch"), &sampling(a), &sampling(b));
+}
+
+/// By the name of its module, which keeps it when others come before it.
+fn device_launch(d: &DeviceLaunch, p: &Program) -> String {
+    let module = p.modules.get(d.module as usize).map_or("", |m| m.name.as_str());
+    inspect::device_launch(d, module)
 }
 
 /// Common lines at both ends are left out; what is between is listed as it stands.
