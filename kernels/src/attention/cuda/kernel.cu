@@ -25,7 +25,9 @@ constexpr int Q_PITCH = 16 * (Q_PIECES | 1);
 constexpr int P_PITCH = 16 * (LEAF / 8 + 1);
 // Tiles of 16 rows (query, head of the group) that the decode kernel takes of a sequence.
 constexpr int DECODE_TILES = (GROUP + 15) / 16;
-constexpr int PREFILL_ROWS = 16 * WARPS;
+// Warps that share 16 rows of prefill: one has no registers for a wide head.
+constexpr int PREFILL_SHARE = HEAD_DIM > 128 ? 2 : 1;
+constexpr int PREFILL_ROWS = 16 * WARPS / PREFILL_SHARE;
 #define ABSENT __uint_as_float(0xff800000u)  // minus infinity
 
 extern __shared__ __align__(16) u8 shared_memory[];
@@ -50,6 +52,10 @@ __device__ __forceinline__ int first_seen(int position) {
 // Row `row` of the sequence's (query, head of the group) pairs; rows past its end see nothing.
 __device__ __forceinline__ int position_of(const Sequence& s, int row) {
     return row < s.q_len * GROUP ? s.kv_len - s.q_len + row / GROUP : -1;
+}
+
+__device__ __forceinline__ int last_row(const Sequence& s, int row0, int rows) {
+    return min(row0 + rows, s.q_len * GROUP) - 1;
 }
 
 __device__ __forceinline__ u64 element_of(const Sequence& s, int kv_head, int row) {
@@ -81,10 +87,10 @@ __device__ __forceinline__ void load_q(u32 to, const ELEMENT* q, const Sequence&
 struct Walk {
     const u8* head;     // K of the block's head in cache block 0
     const int* blocks;  // of the sequence
-    int kv_len;
-    u32 ring;  // shared address
+    int first, end;     // positions that the block's rows see
+    u32 ring;           // shared address
 
-    // Starts loading part `part` (K's, then V's) of the leaf at `start`; positions past the end become zero.
+    // Starts loading part `part` (K's, then V's) of the leaf at `start`; positions that no row sees become zero.
     __device__ __forceinline__ void load(int slot, int start, int part) const {
         constexpr u64 V_BYTES = u64(KV_HEADS) * BLOCK * HEAD_DIM * 2;
         const u8* from = head + (part < PARTS ? part * COLS * 2 : V_BYTES + (part - PARTS) * COLS * 2);
@@ -94,7 +100,7 @@ struct Walk {
             int i = threadIdx.x + j * THREADS;
             int row = i / PIECES, piece = i % PIECES;
             int position = start + row;
-            bool valid = position < kv_len;
+            bool valid = position < end && (WINDOW == 0 || position >= first);
             u64 block = valid ? blocks[position / BLOCK] : 0;
             u64 at = block * BLOCK_BYTES + (position % BLOCK * HEAD_DIM + piece * 8) * 2;
             cp_async16(to + row * PITCH + piece * 16, valid ? from + at : from, valid);
@@ -167,12 +173,6 @@ __device__ __forceinline__ void value_step(float (&lo)[4], float (&hi)[4], const
     mma<ELEMENT>(hi, p, {b[2], b[3]});
 }
 
-// Sum of the rounded weights, by the same instruction: a column of ones.
-__device__ __forceinline__ void sum_step(float (&sum)[4], const u32 (&p)[4]) {
-    u32 one = pack<ELEMENT>(1.0f, 1.0f);
-    mma<ELEMENT>(sum, p, {one, one});
-}
-
 // The state after a leaf, and what the accumulators before it and of it are multiplied with.
 struct Factors {
     float before[2], of[2];
@@ -192,8 +192,13 @@ __device__ __forceinline__ float fold_value(float total, float of_leaf, float be
     return add(mul(total, before), mul(of_leaf, of));
 }
 
-// A leaf that a row does not see changes nothing.
-__device__ __forceinline__ Factors fold(State& state, const float (&largest)[2], const float (&sum)[4]) {
+// Sums the rounded weights by the instruction that weighs values, over a column of ones, and folds the leaf in. A leaf
+// that a row does not see changes nothing.
+__device__ __forceinline__ Factors sum_and_fold(State& state, float (&sum)[4], const u32 (&p)[LEAF / 16][4],
+                                                const float (&largest)[2]) {
+    u32 one = pack<ELEMENT>(1.0f, 1.0f);
+#pragma unroll
+    for (int k = 0; k < LEAF / 16; k++) mma<ELEMENT>(sum, p[k], {one, one});
     Factors f;
 #pragma unroll
     for (int row = 0; row < 2; row++) {
@@ -235,38 +240,61 @@ __device__ __forceinline__ u64 partial_of(int sequence, int head, int leaf) {
     return ((u64(sequence) * HEADS + head) * MAX_LEAVES + leaf) * PARTIAL;
 }
 
+// Leaves 8 columns from `column` on, the `tile`-th of the stage, of a leaf's result for `attention_fold`.
+__device__ __forceinline__ void store_partial(float* partials, int sequence, int kv_head, int row0, int leaf,
+                                              int column, int tile, const float (&acc)[4], const float (&largest)[2],
+                                              const float (&sum)[4]) {
+    if (tile >= COLS / 8) return;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int row = row0 + lane_id() / 4 + 8 * i;
+        if (row >= GROUP) continue;
+        float* to = partials + partial_of(sequence, kv_head * GROUP + row, leaf);
+        *reinterpret_cast<float2*>(to + column + lane_id() % 4 * 2) = make_float2(acc[2 * i], acc[2 * i + 1]);
+        if (column == 0 && lane_id() % 4 == 0)
+            *reinterpret_cast<float2*>(to + HEAD_DIM) = make_float2(largest[i], sum[2 * i]);
+    }
+}
+
 // True if the leaves of a sequence go to several blocks. Several queries would need as many times the workspace.
 __device__ __forceinline__ bool splits(const Sequence& s, int leaves) { return s.q_len == 1 && leaves > 1; }
 
-// One block per sequence, tile of 16 rows under a key-value head, and share of the leaves. Warps share positions of the
-// scores and columns of the values.
-template <bool SPLIT>
-__device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
-                                       const int* blocks, float* partials, float scale) {
-    constexpr int MY_TILES = LEAF / 16 / WARPS;
-    constexpr int MY_COLS = (COLS / 16 + WARPS - 1) / WARPS;
-    u32 ring = shared_address(shared_memory);
-    u32 q_at = ring + STAGES * STAGE_BYTES;
-    u32 p_at = q_at + 16 * Q_PITCH;
-    float* maxima = reinterpret_cast<float*>(shared_memory + STAGES * STAGE_BYTES + 16 * (Q_PITCH + P_PITCH));
-
-    int lane = lane_id(), warp = warp_id();
-    int kv_head = blockIdx.y / DECODE_TILES, row0 = blockIdx.y % DECODE_TILES * 16;
-    wait_for_previous();
-    Sequence s = sequences[blockIdx.x];
-    if (s.q_len == 0 || s.q_len * GROUP > 16 * DECODE_TILES || row0 >= s.q_len * GROUP) return;
-    Rows rows = rows_of(s, row0);
-
-    int seen = first_seen(position_of(s, row0)) / LEAF;
-    int end = (s.kv_len + LEAF - 1) / LEAF;
+// A block's share of an attention: `16 WARPS / SHARE` rows from `row0` on of sequence `index`, under one key-value head,
+// over leaves `blockIdx.z`, `blockIdx.z + gridDim.z` .. where it splits, else over all. SHARE warps have 16 rows in
+// common: they divide positions of the scores and columns of the values, and exchange maxima and weights.
+template <int SHARE, bool SPLIT>
+__device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
+                                       int index, int kv_head, int row0, const int* blocks, float* partials,
+                                       float scale) {
+    constexpr int ROWS = 16 * WARPS / SHARE;
+    constexpr int TILES = LEAF / 16 / SHARE;
+    constexpr int PAIRS = (COLS / 16 + SHARE - 1) / SHARE;
+    Sequence s = sequences[index];
+    int first_position = first_seen(position_of(s, row0));
+    int end_position = position_of(s, last_row(s, row0, ROWS)) + 1;
+    int seen = first_position / LEAF, end = (end_position + LEAF - 1) / LEAF;
     bool split = SPLIT && splits(s, end - seen);
-    int step = split ? gridDim.z : 1;
-    if (!split && blockIdx.z > 0) return;
-    int first = seen + blockIdx.z;
+    if (SPLIT && !split && blockIdx.z > 0) return;
+    int first = SPLIT ? seen + blockIdx.z : seen, step = split ? gridDim.z : 1;
     if (first >= end) return;
 
-    Walk walk = {head_of(cache, kv_head), blocks + s.blocks_start, s.kv_len, ring};
-    load_q<16>(q_at, q, s, kv_head, row0);
+    u32 ring = shared_address(shared_memory);
+    u32 q_at = ring + STAGES * STAGE_BYTES;
+    u32 p_at = q_at + ROWS * Q_PITCH;
+    float* maxima = reinterpret_cast<float*>(shared_memory + STAGES * STAGE_BYTES + ROWS * (Q_PITCH + P_PITCH));
+    Walk walk = {head_of(cache, kv_head), blocks + s.blocks_start, first_position, end_position, ring};
+    load_q<ROWS>(q_at, q, s, kv_head, row0);
+
+    int lane = lane_id(), share = warp_id() % SHARE, group = warp_id() / SHARE;
+    row0 += group * 16;
+    q_at += group * 16 * Q_PITCH;
+    p_at += group * 16 * P_PITCH;
+    maxima += group * 16 * SHARE;
+    Rows rows = rows_of(s, row0);
+    // Leaves of which the warp's rows see something; none past the end.
+    int my_first = first_seen(position_of(s, row0)) / LEAF;
+    int my_end = row0 < s.q_len * GROUP ? position_of(s, last_row(s, row0, 16)) / LEAF + 1 : 0;
+
     // Part `part`, which may lie past 2 PARTS, of the leaf that is walked or of those after it.
     auto load = [&](int slot, int leaf, int part) {
         leaf += part / (2 * PARTS) * step;
@@ -277,7 +305,7 @@ __device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMEN
     for (int i = 0; i < STAGES - 1; i++) load(i, first, i);
 
     State state = {{ABSENT, ABSENT}, {0.0f, 0.0f}};
-    float total[PARTS][MY_COLS][2][4] = {};
+    float total[PARTS][PAIRS][2][4] = {};
     int slot = 0;
     for (int leaf = first; leaf < end; leaf += step) {
         // Waits for the part's stage and starts a later one in the place of the stage before.
@@ -289,100 +317,109 @@ __device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMEN
             slot = slot + 1 == STAGES ? 0 : slot + 1;
             return at;
         };
-        float sc[2 * MY_TILES][4] = {};
+        bool works = my_first <= leaf && leaf < my_end;
+        float sc[2 * TILES][4] = {};
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
             u32 keys = next(part);
-            scores<MY_TILES>(sc, q_at + part * COLS * 2, keys + warp * MY_TILES * 16 * PITCH);
+            if (works) scores<TILES>(sc, q_at + part * COLS * 2, keys + share * TILES * 16 * PITCH);
         }
-        float largest[2];
-        mask<MY_TILES>(sc, largest, rows, leaf * LEAF + warp * MY_TILES * 16, scale);
-        if (lane % 4 == 0) {
-            maxima[warp * 16 + lane / 4] = largest[0];
-            maxima[warp * 16 + lane / 4 + 8] = largest[1];
-        }
-        u32 values = next(PARTS);
-#pragma unroll
-        for (int row = 0; row < 2; row++) {
-            largest[row] = ABSENT;
-#pragma unroll
-            for (int w = 0; w < WARPS; w++) largest[row] = fmaxf(largest[row], maxima[w * 16 + lane / 4 + 8 * row]);
-        }
-        u32 mine[MY_TILES][4];
-        weigh<MY_TILES>(mine, sc, largest);
-#pragma unroll
-        for (int t = 0; t < MY_TILES; t++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                u32 row = lane / 4 + i % 2 * 8, column = (warp * MY_TILES + t) * 16 + i / 2 * 8 + lane % 4 * 2;
-                *reinterpret_cast<u32*>(shared_memory + (p_at - ring) + row * P_PITCH + column * 2) = mine[t][i];
-            }
-        __syncthreads();
-        u32 p[LEAF / 16][4];
-        float sum[4] = {};
-#pragma unroll
-        for (int k = 0; k < LEAF / 16; k++) {
-            ldmatrix4(p[k], p_at + lane % 16 * P_PITCH + lane / 16 * 16 + k * 32);
-            sum_step(sum, p[k]);
-        }
+        u32 p[LEAF / 16][4], values;
+        float largest[2], sum[4] = {};
         Factors factors;
-        if (!split) factors = fold(state, largest, sum);
+        if (works) mask<TILES>(sc, largest, rows, leaf * LEAF + share * TILES * 16, scale);
+        if constexpr (SHARE == 1) {
+            if (works) weigh<TILES>(p, sc, largest);
+            if (works) factors = sum_and_fold(state, sum, p, largest);
+            values = next(PARTS);
+        } else {
+            if (works && lane % 4 == 0) {
+                maxima[share * 16 + lane / 4] = largest[0];
+                maxima[share * 16 + lane / 4 + 8] = largest[1];
+            }
+            values = next(PARTS);
+            if (works) {
+#pragma unroll
+                for (int i = 0; i < 2 * SHARE; i++)
+                    largest[i % 2] = fmaxf(largest[i % 2], maxima[i / 2 * 16 + lane / 4 + i % 2 * 8]);
+                u32 mine[TILES][4];
+                weigh<TILES>(mine, sc, largest);
+                u8* to = shared_memory + (p_at - ring) + lane / 4 * P_PITCH + share * TILES * 32 + lane % 4 * 4;
+#pragma unroll
+                for (int t = 0; t < TILES; t++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        *reinterpret_cast<u32*>(to + i % 2 * 8 * P_PITCH + t * 32 + i / 2 * 16) = mine[t][i];
+            }
+            __syncthreads();
+            if (works) {
+#pragma unroll
+                for (int k = 0; k < LEAF / 16; k++)
+                    ldmatrix4(p[k], p_at + lane % 16 * P_PITCH + lane / 16 * 16 + k * 32);
+                factors = sum_and_fold(state, sum, p, largest);
+            }
+        }
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
             if (part > 0) values = next(PARTS + part);
+            if (!works) continue;
+            float acc[PAIRS][2][4] = {};
 #pragma unroll
-            for (int c = 0; c < MY_COLS; c++) {
-                int pair = c * WARPS + warp;
-                if (pair >= COLS / 16) continue;
-                float acc[2][4] = {};
+            for (int k = 0; k < LEAF / 16; k++)
 #pragma unroll
-                for (int k = 0; k < LEAF / 16; k++)
-                    value_step(acc[0], acc[1], p[k], values + k * 16 * PITCH + pair * 32);
-                if (!split) {
-                    fold_tile(total[part][c][0], acc[0], factors);
-                    fold_tile(total[part][c][1], acc[1], factors);
-                    continue;
+                for (int c = 0; c < PAIRS; c++) {
+                    int pair = c * SHARE + share;
+                    if (pair < COLS / 16) value_step(acc[c][0], acc[c][1], p[k], values + k * 16 * PITCH + pair * 32);
                 }
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    int row = row0 + lane / 4 + 8 * i;
-                    if (row >= GROUP) continue;
-                    float* to = partials + partial_of(blockIdx.x, kv_head * GROUP + row, leaf - seen);
-                    int column = part * COLS + pair * 16 + lane % 4 * 2;
+            for (int c = 0; c < PAIRS; c++)
 #pragma unroll
-                    for (int h = 0; h < 2; h++)
-                        *reinterpret_cast<float2*>(to + column + 8 * h) =
-                            make_float2(acc[h][2 * i], acc[h][2 * i + 1]);
-                    if (part == 0 && pair == 0 && lane % 4 == 0)
-                        *reinterpret_cast<float2*>(to + HEAD_DIM) = make_float2(largest[i], sum[2 * i]);
+                for (int h = 0; h < 2; h++) {
+                    int column = part * COLS + (c * SHARE + share) * 16 + h * 8;
+                    if (split)
+                        store_partial(partials, index, kv_head, row0, leaf - seen, column, (c * SHARE + share) * 2 + h,
+                                      acc[c][h], largest, sum);
+                    else
+                        fold_tile(total[part][c][h], acc[c][h], factors);
                 }
-            }
         }
     }
     if (split) return;
+    // Read again: wide heads leave the loop no register to spare.
+    s = sequences[index];
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
 #pragma unroll
-        for (int c = 0; c < MY_COLS; c++) {
-            int pair = c * WARPS + warp;
+        for (int c = 0; c < PAIRS; c++) {
+            int pair = c * SHARE + share;
             if (pair >= COLS / 16) continue;
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                store_tile(out, s, kv_head, row0, part * COLS + pair * 16 + 8 * h, total[part][c][h], state);
+                store_tile(out, s, kv_head, row0, part * COLS + pair * 16 + h * 8, total[part][c][h], state);
         }
+}
+
+// One block per sequence, tile of 16 rows under a key-value head, and share of the leaves.
+template <bool SPLIT>
+__device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
+                                       const int* blocks, float* partials, float scale) {
+    let_next_start();
+    wait_for_previous();
+    int rows = sequences[blockIdx.x].q_len * GROUP, row0 = blockIdx.y % DECODE_TILES * 16;
+    if (rows > 16 * DECODE_TILES || row0 >= rows) return;
+    attend<WARPS, SPLIT>(q, cache, out, sequences, blockIdx.x, blockIdx.y / DECODE_TILES, row0, blocks, partials,
+                         scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     attention_decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
                      float scale) {
-    let_next_start();
     decode<false>(q, cache, out, sequences, blocks, nullptr, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     attention_split(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
                     float* partials, float scale) {
-    let_next_start();
     decode<true>(q, cache, out, sequences, blocks, partials, scale);
 }
 
@@ -471,84 +508,15 @@ __device__ __forceinline__ bool find_tile(const Sequence* sequences, int n, int 
     return false;
 }
 
-// One block per tile of 64 rows (query, head of the group) of a sequence under a key-value head; 16 rows per warp.
+// One block per tile of PREFILL_ROWS rows (query, head of the group) of a sequence under a key-value head.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_prefill(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
                       int n_sequences, float scale) {
     let_next_start();
     wait_for_previous();
-    int sequence, tile, kv_head = blockIdx.y;
+    int index, tile;
     // The last tiles of a sequence see most, so they begin first.
-    if (!find_tile(sequences, n_sequences, gridDim.x - 1 - blockIdx.x, sequence, tile)) return;
-    Sequence s = sequences[sequence];
-    u32 ring = shared_address(shared_memory);
-    u32 q_at = ring + STAGES * STAGE_BYTES;
-    int tile0 = tile * PREFILL_ROWS, row0 = tile0 + warp_id() * 16;
-    Rows rows = rows_of(s, row0);
-    int last_row = min(tile0 + PREFILL_ROWS, s.q_len * GROUP) - 1;
-    int first = first_seen(position_of(s, tile0)) / LEAF;
-    int end = position_of(s, last_row) / LEAF + 1;
-    // What the warp's rows see together; none where it is past the end.
-    int warp_end = row0 > last_row ? 0 : position_of(s, min(row0 + 15, last_row)) / LEAF + 1;
-    int warp_first = row0 > last_row ? end : first_seen(position_of(s, row0)) / LEAF;
-
-    Walk walk = {head_of(cache, kv_head), blocks + s.blocks_start, s.kv_len, ring};
-    load_q<PREFILL_ROWS>(q_at, q, s, kv_head, tile0);
-    q_at += warp_id() * 16 * Q_PITCH;
-    auto load = [&](int slot, int leaf, int part) {
-        leaf += part / (2 * PARTS);
-        if (leaf < end) walk.load(slot, leaf * LEAF, part % (2 * PARTS));
-        cp_async_commit();
-    };
-#pragma unroll
-    for (int i = 0; i < STAGES - 1; i++) load(i, first, i);
-
-    State state = {{ABSENT, ABSENT}, {0.0f, 0.0f}};
-    float total[PARTS][COLS / 8][4] = {};
-    int slot = 0;
-    for (int leaf = first; leaf < end; leaf++) {
-        auto next = [&](int part) {
-            cp_async_wait<STAGES - 2>();
-            __syncthreads();
-            load(slot == 0 ? STAGES - 1 : slot - 1, leaf, part + STAGES - 1);
-            u32 at = ring + slot * STAGE_BYTES;
-            slot = slot + 1 == STAGES ? 0 : slot + 1;
-            return at;
-        };
-        bool works = warp_first <= leaf && leaf < warp_end;
-        float sc[LEAF / 8][4] = {};
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) {
-            u32 keys = next(part);
-            if (works) scores<LEAF / 16>(sc, q_at + part * COLS * 2, keys);
-        }
-        u32 p[LEAF / 16][4];
-        Factors factors;
-        if (works) {
-            float largest[2], sum[4] = {};
-            mask<LEAF / 16>(sc, largest, rows, leaf * LEAF, scale);
-            weigh<LEAF / 16>(p, sc, largest);
-#pragma unroll
-            for (int k = 0; k < LEAF / 16; k++) sum_step(sum, p[k]);
-            factors = fold(state, largest, sum);
-        }
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) {
-            u32 values = next(PARTS + part);
-            if (!works) continue;
-            float acc[COLS / 8][4] = {};
-#pragma unroll
-            for (int k = 0; k < LEAF / 16; k++)
-#pragma unroll
-                for (int pair = 0; pair < COLS / 16; pair++)
-                    value_step(acc[2 * pair], acc[2 * pair + 1], p[k], values + k * 16 * PITCH + pair * 32);
-#pragma unroll
-            for (int t = 0; t < COLS / 8; t++) fold_tile(total[part][t], acc[t], factors);
-        }
-    }
-#pragma unroll
-    for (int part = 0; part < PARTS; part++)
-#pragma unroll
-        for (int t = 0; t < COLS / 8; t++)
-            store_tile(out, s, kv_head, row0, part * COLS + t * 8, total[part][t], state);
+    if (!find_tile(sequences, n_sequences, gridDim.x - 1 - blockIdx.x, index, tile)) return;
+    attend<PREFILL_SHARE, false>(q, cache, out, sequences, index, blockIdx.y, tile * PREFILL_ROWS, blocks, nullptr,
+                                 scale);
 }

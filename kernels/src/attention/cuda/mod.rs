@@ -10,9 +10,9 @@
 //!   unfused, from a state of maximum minus infinity and zeros; a leaf of which a row sees nothing is left out;
 //!   `o / sum` is rounded once.
 //!
-//! A product of zeros adds nothing, so rows of other positions and of other queries share the tiles. Positions past a
-//! sequence's end read as zeros, whatever the cache holds there. Written positions that a row does not see meet a weight
-//! of zero: an infinite or NaN value in them reaches earlier rows of its own leaf and step.
+//! A product of zeros adds nothing, so rows of other positions and of other queries share the tiles. Positions that no
+//! row of a tile sees read as zeros, whatever the cache holds there. A position that only some rows of a tile of 64
+//! (query, head) rows see meets a weight of zero in the others: an infinite or NaN value in it reaches them.
 //!
 //! `plain.cu` multiplies and adds fused in f32 over the same leaves; sums of weights go by a butterfly over the leaf.
 
@@ -29,8 +29,9 @@ const PLAIN: &str = include_str!("plain.cu");
 const THREADS: usize = 128;
 /// Stages of the ring of keys and values.
 const STAGES: usize = 3;
-/// Rows of a tile of prefill, and of decode.
-const PREFILL_ROWS: usize = 64;
+/// Widest head of which one warp holds 16 rows; two share them beyond.
+const ONE_WARP_HEAD_DIM: usize = 128;
+/// Rows of a tile of decode.
 const DECODE_ROWS: usize = 16;
 /// Blocks of decode that a multiprocessor holds.
 const DECODE_PER_SM: u32 = 3;
@@ -90,7 +91,6 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
         && p.kv_dtype == p.dtype
         && p.head_dim.is_multiple_of(16)
         && p.head_dim <= MAX_HEAD_DIM
-        && (p.block * p.head_dim * p.kv_dtype.size()) as u64 % 16 == 0
         && p.block_bytes.is_multiple_of(16);
     Ok(if tensor_cores { by_tensor_cores(p) } else { plain(p) })
 }
@@ -119,7 +119,7 @@ fn stage_columns(head_dim: usize) -> usize {
 
 /// Bytes from one shared row to the next: an odd number of 16-byte pieces.
 const fn pitch(columns: usize) -> usize {
-    16 * (columns / 8 | 1)
+    16 * ((columns / 8) | 1)
 }
 
 fn ring_bytes(p: &Problem) -> usize {
@@ -127,12 +127,21 @@ fn ring_bytes(p: &Problem) -> usize {
 }
 
 fn decode_bytes(p: &Problem) -> usize {
-    let maxima = 4 * DECODE_ROWS * THREADS / 32;
+    let maxima = 4 * DECODE_ROWS * (THREADS / 32);
     ring_bytes(p) + DECODE_ROWS * (pitch(p.head_dim) + pitch(ATTENTION_LEAF)) + maxima
 }
 
+/// Rows of a tile of prefill.
+const fn prefill_rows(p: &Problem) -> usize {
+    if p.head_dim > ONE_WARP_HEAD_DIM { 32 } else { 64 }
+}
+
 fn prefill_bytes(p: &Problem) -> usize {
-    ring_bytes(p) + PREFILL_ROWS * pitch(p.head_dim)
+    let exchange = match p.head_dim > ONE_WARP_HEAD_DIM {
+        true => prefill_rows(p) * (pitch(ATTENTION_LEAF) + 2 * 4),
+        false => 0,
+    };
+    ring_bytes(p) + prefill_rows(p) * pitch(p.head_dim) + exchange
 }
 
 /// What is known before a step: activations and the row's own key and value. The rest follows the sequences.
@@ -173,8 +182,8 @@ fn by_tensor_cores(p: &Problem) -> Launches {
     let sequences = || Extent::per(Symbol::Sequences, 1, 1);
     let tiles = || Extent::fixed((p.kv_heads * decode_tiles(p)) as u32);
     let tables = [Arg::Table(StepTable::Sequences), Arg::Table(StepTable::Blocks)];
-    let common = || [&[Arg::Input(0), Arg::Input(1), Arg::Output(0)][..], &tables].concat();
-    let args = |more: &[Arg]| [&common()[..], more, &[Arg::F32(p.scale)]].concat();
+    let operands = || [&[Arg::Input(0), Arg::Input(1), Arg::Output(0)][..], &tables].concat();
+    let args = |more: &[Arg]| [&operands()[..], more, &[Arg::F32(p.scale)]].concat();
 
     // Few sequences leave the device idle unless several blocks share one; many need no workspace and no fold.
     let full = FULL.div_ceil(p.kv_heads * decode_tiles(p)) as u32;
@@ -211,7 +220,7 @@ fn by_tensor_cores(p: &Problem) -> Launches {
         // Every sequence has at most one tile that is not full.
         let rows = lathe_device::Term {
             symbol: Symbol::Tokens,
-            per: PREFILL_ROWS as u32,
+            per: prefill_rows(p) as u32,
             times: group(p) as u32,
         };
         let rest = lathe_device::Term { symbol: Symbol::Sequences, per: 1, times: 1 };
