@@ -8,7 +8,7 @@ namespace lathe {
 enum : int { TILE_FEATURES = 64, GROUPS = 4, THREADS = TILE_FEATURES * GROUPS, TILE_TOKENS = GROUPS * PER_THREAD };
 enum : int { DEPTH = 32, SLICE_K = K / SLICES, STRIDE = TILE_FEATURES + 4 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     gemm(const float* x, const float* weight, const float* bias, const OUT* residual, OUT* out, int m) {
     // One float of padding: the threads of a warp read one column of different rows.
     __shared__ float w[TILE_FEATURES][DEPTH + 1];
