@@ -5,7 +5,8 @@
 use lathe_numerics::DType;
 use lathe_numerics::contract::gemm_slices;
 
-use super::{Problem, stored_rows};
+use super::{NAME, Problem, stored_rows};
+use crate::KernelError;
 use crate::gemm::Epilogue;
 
 /// How rows `min..=max` are computed.
@@ -57,7 +58,7 @@ pub struct Tile {
 pub const MAX_SHARED: usize = 99 * 1024;
 /// Ring of a block: two blocks fit an A100's multiprocessor, three an H200's.
 const RING: usize = 72 * 1024;
-/// Ring where there are fewer than two blocks per multiprocessor: each must keep more under way.
+/// Ring of a block that has its multiprocessor to itself and must keep more under way.
 const LONE_RING: usize = 96 * 1024;
 /// Bytes of a stage: larger ones leave too few stages.
 const STAGE: usize = 16 * 1024;
@@ -105,12 +106,15 @@ fn tile(p: &Problem, most: usize) -> Tile {
         9..=16 => &[16],
         17..=32 => &[32],
         33..=64 => &[32, 64],
-        _ => &[64, 128],
+        65..=384 => &[64, 128],
+        _ => &[128, 256],
     };
     let mut tiles = Vec::new();
     for features in [16, 32, 64, 128].into_iter().filter(|f| (narrowest..=widest.max(narrowest)).contains(f))
     {
-        tiles.extend(tokens.iter().map(|t| (picoseconds(rows, p.k, most, features, *t), features, *t)));
+        let fits = |t: &&usize| **t <= 128 || gemm_slices(rows, p.k) == 1;
+        let cost = |t| (picoseconds(rows, p.k, most, features, t), features, t);
+        tiles.extend(tokens.iter().filter(fits).map(|t| cost(*t)));
     }
     let best = tiles.iter().map(|t| t.0).min().unwrap_or(0);
     let near = tiles.into_iter().find(|t| t.0 * 100 <= best * 103);
@@ -135,16 +139,17 @@ fn detail(rows: usize, k: usize, most: usize, features: usize, tokens: usize) ->
     let steps = |depth: usize| k.div_ceil(parallel * depth);
     let fits = |depth: &usize| bytes(parallel, *depth) <= STAGE && (*depth == 32 || steps(*depth) > 1);
     let depth = [128, 64].into_iter().find(fits).unwrap_or(32);
-    let blocks = (rows.div_ceil(features) * most.div_ceil(tokens)) as u64;
-    let ring = if blocks < 2 * MULTIPROCESSORS { LONE_RING } else { RING };
-    let stages = (ring / bytes(parallel, depth)).min(steps(depth) + 1).clamp(2, 8);
-
-    let warp_tokens = tokens.min(32);
+    let warp_tokens = if tokens == 256 { 64 } else { tokens.min(32) };
     let mut warp_features = if tokens >= 64 { features.min(32) } else { 16 };
     let warps = |warp_features| parallel * (features / warp_features) * (tokens / warp_tokens);
     while warps(warp_features) > 8 && warp_features < features.min(64) {
         warp_features *= 2;
     }
+    // Sums of earlier slices take as many registers as the running ones: then one block is what fits.
+    let one = parallel < slices || warps(warp_features) > 8 || warp_tokens == 64;
+    let blocks = (rows.div_ceil(features) * most.div_ceil(tokens)) as u64;
+    let ring = if one || blocks < 2 * MULTIPROCESSORS { LONE_RING } else { RING };
+    let stages = (ring / bytes(parallel, depth)).min(steps(depth) + 1).clamp(2, 8);
     Tile {
         features,
         tokens,
@@ -155,8 +160,7 @@ fn detail(rows: usize, k: usize, most: usize, features: usize, tokens: usize) ->
         depth,
         stages,
         group: (GROUP_TOKENS / tokens).min(most.div_ceil(tokens)),
-        // Sums of earlier slices take as many registers as the running ones: then one block is what fits.
-        min_blocks: if parallel == slices && warps(warp_features) <= 8 { 2 } else { 1 },
+        min_blocks: if one { 1 } else { 2 },
     }
 }
 
@@ -168,8 +172,67 @@ impl Tile {
 
     /// Dynamic shared memory of a block in bytes: the ring, whose place the finished sums take.
     pub fn shared_bytes(&self) -> usize {
-        let ring = self.stages * self.parallel * (self.features + self.tokens) * self.depth * 2;
-        ring.max(self.tokens * (self.features + 4) * 4)
+        self.ring_bytes().max(self.pass_bytes(self.pass_tokens()))
+    }
+
+    /// Tokens whose finished sums are in shared memory at once.
+    pub fn pass_tokens(&self) -> usize {
+        let mut tokens = self.tokens;
+        while self.pass_bytes(tokens) > MAX_SHARED && tokens > self.warp_tokens {
+            tokens /= 2;
+        }
+        tokens
+    }
+
+    const fn ring_bytes(&self) -> usize {
+        self.stages * self.parallel * (self.features + self.tokens) * self.depth * 2
+    }
+
+    const fn pass_bytes(&self, tokens: usize) -> usize {
+        tokens * (self.features + 4) * 4
+    }
+
+    /// What device code asserts.
+    ///
+    /// # Errors
+    /// `Unsupported` with what does not hold.
+    pub fn check(&self, p: &Problem) -> Result<(), KernelError> {
+        let no =
+            |what: &str| Err(KernelError::Unsupported { kernel: NAME, what: format!("{self:?}: {what}") });
+        let powers =
+            [self.features, self.tokens, self.warp_features, self.warp_tokens, self.depth, self.slices];
+        if !powers.iter().all(|x| x.is_power_of_two()) {
+            return no("sizes are powers of two");
+        }
+        let narrowest = if p.epilogue == Epilogue::SiluMul { 32 } else { 16 };
+        if !(narrowest..=1024).contains(&self.features) || !(16..=self.features).contains(&self.warp_features)
+        {
+            return no(
+                "a warp takes 16 features or more, and a block its whole warps and pairs of gate and up",
+            );
+        }
+        if !(8..=1024).contains(&self.tokens) || !(8..=self.tokens).contains(&self.warp_tokens) {
+            return no("a warp takes 8 tokens or more, and a block its whole warps");
+        }
+        if self.slices != gemm_slices(stored_rows(p.n, p.epilogue), p.k)
+            || (self.parallel != 1 && self.parallel != self.slices)
+        {
+            return no("slices are the weight's, summed one at a time or all at once");
+        }
+        if !(32..=1024).contains(&self.depth)
+            || !(2..=64).contains(&self.stages)
+            || self.group == 0
+            || self.min_blocks == 0
+        {
+            return no("stages are two or more, 32 columns or deeper");
+        }
+        if self.slices > 1 && !(p.k / self.slices).is_multiple_of(self.depth) {
+            return no("a stage lies in one slice");
+        }
+        if self.threads() > 1024 || self.shared_bytes() > MAX_SHARED {
+            return no("a block has 1,024 threads and 99 KiB of shared memory at most");
+        }
+        Ok(())
     }
 }
 
@@ -230,18 +293,11 @@ mod tests {
     }
 
     #[test]
-    fn tiles_keep_what_the_kernel_asserts() {
+    fn tiles_keep_what_the_kernel_asserts_and_registers_bear() {
         for p in all() {
             for t in tiles(&p) {
-                assert!(t.shared_bytes() <= MAX_SHARED, "{p:?} {t:?}");
-                assert!((32..=512).contains(&t.threads()), "{p:?} {t:?}");
-                for x in [t.features, t.tokens, t.warp_features, t.warp_tokens, t.depth, t.threads()] {
-                    assert!(x.is_power_of_two(), "{p:?} {t:?}");
-                }
-                assert!(t.parallel == 1 || t.parallel == t.slices, "{p:?} {t:?}");
-                assert!(t.slices == 1 || (p.k / t.slices).is_multiple_of(t.depth), "{p:?} {t:?}");
-                assert!(t.stages >= 2 && t.depth >= 32 && t.group >= 1 && t.warp_tokens >= 8, "{p:?} {t:?}");
-                assert!(p.epilogue == Epilogue::Store || t.features >= 32, "{p:?} {t:?}");
+                assert_eq!(t.check(&p), Ok(()), "{p:?}");
+                assert!(t.threads() <= 512, "{p:?} {t:?}");
                 // Accumulators, and those of earlier slices, leave registers for the rest.
                 let sums = t.warp_features * t.warp_tokens / 32 * if t.parallel < t.slices { 2 } else { 1 };
                 assert!(sums <= 128 && (t.min_blocks == 1 || sums <= 64), "{p:?} {t:?}");
@@ -259,6 +315,33 @@ mod tests {
             let resident = (blocks as f64 / 132.0).min((227 * 1024 / (t.shared_bytes() + 1024)) as f64);
             let under_way = resident * ((t.stages - 1) * stage) as f64;
             assert!(under_way >= 40.0 * 1024.0, "{n}x{k}: {under_way} of {t:?}");
+        }
+    }
+
+    #[test]
+    fn wrong_tiles_are_refused() {
+        let p = problem(64, 2048, Epilogue::SiluMul);
+        let tile = tiles(&p)[0];
+        let edits: &[fn(&mut Tile)] = &[
+            |t| t.features = 16,
+            |t| t.features = 48,
+            |t| t.warp_features = 2 * t.features,
+            |t| t.tokens = 4,
+            |t| t.warp_tokens = 16,
+            |t| t.slices = 2,
+            |t| t.parallel = 2,
+            |t| t.depth = 16,
+            |t| t.depth = 1024,
+            |t| t.stages = 1,
+            |t| t.stages = 100,
+            |t| t.group = 0,
+            |t| t.min_blocks = 0,
+            |t| (t.tokens, t.features) = (1024, 1024),
+        ];
+        for (i, edit) in edits.iter().enumerate() {
+            let mut wrong = tile;
+            edit(&mut wrong);
+            assert!(wrong.check(&p).is_err(), "edit {i}");
         }
     }
 

@@ -2,7 +2,8 @@
 // Contract: mod.rs. One kernel for all row counts; what differs is the tile and whether a tile's K slices are summed by
 // different warps at once (PARALLEL == SLICES) or by the same warps in turn (PARALLEL == 1).
 // Macros beside gemm.cuh's: ELEMENT, K, SLICES, PARALLEL, TILE_FEATURES, TILE_TOKENS, WARP_FEATURES, WARP_TOKENS,
-// DEPTH (of a stage), STAGES, GROUP (see tile_of_block), MIN_BLOCKS (per multiprocessor).
+// DEPTH (of a stage), STAGES, PASS_TOKENS (whose sums shared memory holds at once), GROUP (see tile_of_block), MIN_BLOCKS
+// (per multiprocessor).
 #include "gemm.cuh"
 
 namespace lathe {
@@ -18,6 +19,7 @@ enum : int { PAIR = 32 };
 enum : int { LAST_DEPTH = K % DEPTH == 0 ? DEPTH : K % DEPTH };
 static_assert(PARALLEL == 1 || PARALLEL == SLICES, "slices are folded left");
 static_assert(SLICES == 1 || SLICE_K % DEPTH == 0, "a stage lies in one slice");
+static_assert(TILE_TOKENS % PASS_TOKENS == 0 && PASS_TOKENS % WARP_TOKENS == 0, "a warp's sums leave in one pass");
 static_assert(STAGES >= 2 && DEPTH % PAIR == 0 && TILE_FEATURES % 16 == 0 && TILE_TOKENS % 8 == 0);
 
 constexpr bool power_of_two(int x) { return (x & (x - 1)) == 0; }
@@ -212,19 +214,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     cp_async_wait<0>();
     __syncthreads();
     float* tile_sums = reinterpret_cast<float*>(shared);
+#pragma unroll 1
+    for (int pass = 0; pass < TILE_TOKENS; pass += PASS_TOKENS) {
+        bool mine = PASS_TOKENS == TILE_TOKENS || w.token / PASS_TOKENS * PASS_TOKENS == pass;
 #pragma unroll
-    for (int slice = 0; slice < PARALLEL; ++slice) {
-        if (PARALLEL == 1 || w.slice == slice) {
-            float* corner = tile_sums + (w.token + w.lane % 4 * 2) * STRIDE + w.feature + w.lane / 4;
-            for_each_sum([&](int f, int t, int j) {
-                float* at = corner + (t * 8 + j % 2) * STRIDE + f * 16 + j / 2 * 8;
-                *at = slice == 0 ? total[f][t][j] : add(*at, total[f][t][j]);
-            });
+        for (int slice = 0; slice < PARALLEL; ++slice) {
+            if (mine && (PARALLEL == 1 || w.slice == slice)) {
+                float* corner = tile_sums + (w.token - pass + w.lane % 4 * 2) * STRIDE + w.feature + w.lane / 4;
+                for_each_sum([&](int f, int t, int j) {
+                    float* at = corner + (t * 8 + j % 2) * STRIDE + f * 16 + j / 2 * 8;
+                    *at = slice == 0 ? total[f][t][j] : add(*at, total[f][t][j]);
+                });
+            }
+            __syncthreads();
         }
-        __syncthreads();
+        finish<EPILOGUE, TILE_FEATURES, PASS_TOKENS, STRIDE, THREADS>(tile_sums, tile.token + pass, tile.feature, m, bias,
+                                                                      residual, out);
+        if (PASS_TOKENS < TILE_TOKENS) __syncthreads();
     }
-    finish<EPILOGUE, TILE_FEATURES, TILE_TOKENS, STRIDE, THREADS>(tile_sums, tile.token, tile.feature, m, bias,
-                                                                  residual, out);
 }
 
 }  // namespace lathe

@@ -57,7 +57,15 @@ pub struct Problem {
 /// # Errors
 /// `Unsupported` for dtypes and an odd `n` with `SiluMul`; `Shape` for sizes that are zero or past 32-bit grids.
 pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
-    build(p, false)
+    build(p, &choose(p), false)
+}
+
+/// As [`launches`] with configurations of the caller's choice, for tests and measurements; they have the same bits.
+///
+/// # Errors
+/// As [`launches`]; `Unsupported` for a tile that device code does not do.
+pub fn launches_of(p: &Problem, configs: &[Config]) -> Result<Launches, KernelError> {
+    build(p, configs, false)
 }
 
 /// As [`launches`] with one more input, a residual of the output's shape and dtype that is added before the rounding.
@@ -70,10 +78,10 @@ pub fn add_launches(p: &Problem) -> Result<Launches, KernelError> {
         let what = format!("a residual with epilogue {:?}; there is one for Store", p.epilogue);
         return Err(KernelError::Unsupported { kernel: NAME, what });
     }
-    build(p, true)
+    build(p, &choose(p), true)
 }
 
-fn build(p: &Problem, residual: bool) -> Result<Launches, KernelError> {
+fn build(p: &Problem, configs: &[Config], residual: bool) -> Result<Launches, KernelError> {
     float(NAME, p.dtype)?;
     float(NAME, p.out)?;
     at_least(NAME, "n", 1, p.n)?;
@@ -88,7 +96,7 @@ fn build(p: &Problem, residual: bool) -> Result<Launches, KernelError> {
         let what = format!("silu_mul of {} features; gate and up need an even number", p.n);
         return Err(KernelError::Unsupported { kernel: NAME, what });
     }
-    let stages = choose(p).iter().map(|c| stage(p, c, residual)).collect::<Result<_, _>>()?;
+    let stages = configs.iter().map(|c| stage(p, c, residual)).collect::<Result<_, _>>()?;
     Ok(Launches { stages, workspaces: vec![] })
 }
 
@@ -116,12 +124,21 @@ fn stage(p: &Problem, config: &Config, residual: bool) -> Result<Stage, KernelEr
         ("SLICES", gemm_slices(rows, p.k).to_string()),
     ];
     let (text, features, tokens, threads, shared) = match &config.body {
+        Body::Mma(_) if p.dtype == DType::F32 => {
+            return Err(KernelError::Unsupported { kernel: NAME, what: "tensor cores for f32".into() });
+        }
+        Body::Fma(_) if p.dtype != DType::F32 => {
+            let what = format!("plain multiply-adds for {}; there are for f32", p.dtype);
+            return Err(KernelError::Unsupported { kernel: NAME, what });
+        }
         Body::Mma(t) => {
+            t.check(p)?;
             defines.extend([
                 ("DEPTH", t.depth.to_string()),
                 ("ELEMENT", element(p.dtype).into()),
                 ("GROUP", t.group.to_string()),
                 ("MIN_BLOCKS", t.min_blocks.to_string()),
+                ("PASS_TOKENS", t.pass_tokens().to_string()),
                 ("PARALLEL", t.parallel.to_string()),
                 ("STAGES", t.stages.to_string()),
                 ("TILE_FEATURES", t.features.to_string()),

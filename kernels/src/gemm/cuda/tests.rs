@@ -35,6 +35,8 @@ fn refusals_name_what_is_wrong() {
     for p in wrong {
         assert!(launches(&p).is_err(), "{p:?}");
     }
+    let f32 = Problem { dtype: DType::F32, ..P };
+    assert!(launches_of(&P, &choose(&f32)).is_err() && launches_of(&f32, &choose(&P)).is_err());
     assert!(add_launches(&P).is_ok());
     assert!(add_launches(&Problem { epilogue: Epilogue::SiluMul, ..P }).is_err());
 }
