@@ -1,6 +1,6 @@
 // Causal grouped-query attention over the paged cache, 16-bit, by tensor cores; the order of summation is in mod.rs.
-// Entries: `attention_decode` for sequences of few rows (with `attention_fold` where it splits), `attention_prefill` for
-// the others. Both walk leaves of 128 positions in stages of COLS columns: K's stages, then V's.
+// Entries: `attention_decode` for sequences of few rows, or `attention_split` and `attention_fold`; `attention_prefill`
+// for the others. Both walk leaves of 128 positions in stages of COLS columns: K's stages, then V's.
 // Macros: ELEMENT of q, cache and output; HEADS, KV_HEADS, HEAD_DIM; COLS, a multiple of 16 that divides HEAD_DIM; BLOCK
 // positions of BLOCK_BYTES bytes over all layers; WINDOW positions that a row sees, 0 for all; MAX_LEAVES that a row sees.
 #include "lathe.cuh"
@@ -256,8 +256,11 @@ __device__ __forceinline__ void store_partial(float* partials, int sequence, int
     }
 }
 
-// True if the leaves of a sequence go to several blocks. Several queries would need as many times the workspace.
-__device__ __forceinline__ bool splits(const Sequence& s, int leaves) { return s.q_len == 1 && leaves > 1; }
+// True if the leaves of a sequence go to several blocks: it has more than one block does whole. Several queries would
+// need as many times the workspace.
+__device__ __forceinline__ bool splits(const Sequence& s, int leaves, int whole) {
+    return s.q_len == 1 && leaves > whole;
+}
 
 // A block's share of an attention: `16 WARPS / SHARE` rows from `row0` on of sequence `index`, under one key-value head,
 // over leaves `blockIdx.z`, `blockIdx.z + gridDim.z` .. where it splits, else over all. SHARE warps have 16 rows in
@@ -265,7 +268,7 @@ __device__ __forceinline__ bool splits(const Sequence& s, int leaves) { return s
 template <int SHARE, bool SPLIT>
 __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
                                        int index, int kv_head, int row0, const int* blocks, float* partials,
-                                       float scale) {
+                                       int whole, float scale) {
     constexpr int ROWS = 16 * WARPS / SHARE;
     constexpr int TILES = LEAF / 16 / SHARE;
     constexpr int PAIRS = (COLS / 16 + SHARE - 1) / SHARE;
@@ -273,7 +276,7 @@ __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMEN
     int first_position = first_seen(position_of(s, row0));
     int end_position = position_of(s, last_row(s, row0, ROWS)) + 1;
     int seen = first_position / LEAF, end = (end_position + LEAF - 1) / LEAF;
-    bool split = SPLIT && splits(s, end - seen);
+    bool split = SPLIT && splits(s, end - seen, whole);
     if (SPLIT && !split && blockIdx.z > 0) return;
     int first = SPLIT ? seen + blockIdx.z : seen, step = split ? gridDim.z : 1;
     if (first >= end) return;
@@ -402,32 +405,32 @@ __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMEN
 // One block per sequence, tile of 16 rows under a key-value head, and share of the leaves.
 template <bool SPLIT>
 __device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
-                                       const int* blocks, float* partials, float scale) {
+                                       const int* blocks, float* partials, int whole, float scale) {
     let_next_start();
     wait_for_previous();
     int rows = sequences[blockIdx.x].q_len * GROUP, row0 = blockIdx.y % DECODE_TILES * 16;
     if (rows > 16 * DECODE_TILES || row0 >= rows) return;
     attend<WARPS, SPLIT>(q, cache, out, sequences, blockIdx.x, blockIdx.y / DECODE_TILES, row0, blocks, partials,
-                         scale);
+                         whole, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     attention_decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
                      float scale) {
-    decode<false>(q, cache, out, sequences, blocks, nullptr, scale);
+    decode<false>(q, cache, out, sequences, blocks, nullptr, 0, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     attention_split(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
-                    float* partials, float scale) {
-    decode<true>(q, cache, out, sequences, blocks, partials, scale);
+                    float* partials, int whole, float scale) {
+    decode<true>(q, cache, out, sequences, blocks, partials, whole, scale);
 }
 
 // One block per sequence and head: folds what `attention_split` left, a thread per column.
 constexpr int FOLD_THREADS = (HEAD_DIM + 31) / 32 * 32;
 
 extern "C" __global__ void __launch_bounds__(FOLD_THREADS)
-    attention_fold(const float* partials, ELEMENT* out, const Sequence* sequences) {
+    attention_fold(const float* partials, ELEMENT* out, const Sequence* sequences, int whole) {
     constexpr int RUN = 128;
     __shared__ float before[RUN], of[RUN], sums[RUN];
     let_next_start();
@@ -435,7 +438,7 @@ extern "C" __global__ void __launch_bounds__(FOLD_THREADS)
     Sequence s = sequences[blockIdx.x];
     if (s.q_len != 1) return;
     int first = first_seen(s.kv_len - 1) / LEAF, end = (s.kv_len + LEAF - 1) / LEAF;
-    if (!splits(s, end - first)) return;
+    if (!splits(s, end - first, whole)) return;
     int leaves = end - first;
     const float* from = partials + partial_of(blockIdx.x, blockIdx.y, 0);
     int column = threadIdx.x;
@@ -517,6 +520,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int index, tile;
     // The last tiles of a sequence see most, so they begin first.
     if (!find_tile(sequences, n_sequences, gridDim.x - 1 - blockIdx.x, index, tile)) return;
-    attend<PREFILL_SHARE, false>(q, cache, out, sequences, index, blockIdx.y, tile * PREFILL_ROWS, blocks, nullptr,
+    attend<PREFILL_SHARE, false>(q, cache, out, sequences, index, blockIdx.y, tile * PREFILL_ROWS, blocks, nullptr, 0,
                                  scale);
 }

@@ -37,6 +37,9 @@ const DECODE_ROWS: usize = 16;
 const DECODE_PER_SM: u32 = 3;
 /// From this many pairs of sequence and key-value head on, there is a block for every place on the largest devices.
 const FULL: usize = 512;
+/// Leaves that a block does whole among many sequences, and the blocks that share a longer sequence.
+const WHOLE: usize = 16;
+const SHARES: u32 = 4;
 /// Widest head of the tensor-core kernels: accumulators of 16 rows fill the registers.
 const MAX_HEAD_DIM: usize = 256;
 
@@ -185,37 +188,47 @@ fn by_tensor_cores(p: &Problem) -> Launches {
     let operands = || [&[Arg::Input(0), Arg::Input(1), Arg::Output(0)][..], &tables].concat();
     let args = |more: &[Arg]| [&operands()[..], more, &[Arg::F32(p.scale)]].concat();
 
-    // Few sequences leave the device idle unless several blocks share one; many need no workspace and no fold.
+    // Few sequences leave the device idle unless several blocks share one. Many fill it; then a long one among them
+    // must not be the work of one block.
     let full = FULL.div_ceil(p.kv_heads * decode_tiles(p)) as u32;
-    let splits = leaves(p) > 1 && full > 1;
+    let few = When::Range { symbol: Symbol::Sequences, min: 1, max: full - 1 };
+    let many = When::Range { symbol: Symbol::Sequences, min: full, max: u32::MAX };
     let mut stages = vec![];
-    let mut workspaces = vec![];
-    if splits {
-        let when = When::Range { symbol: Symbol::Sequences, min: 1, max: full - 1 };
-        let shares = Extent::Fill { per_sm: DECODE_PER_SM, most: leaves(p) as u32 };
+    let mut split = |when, shares, whole: usize| {
+        let whole = Arg::U32(whole as u32);
         let grid = [sequences(), tiles(), shares];
-        let with = args(&[Arg::Output(1)]);
+        let with = args(&[Arg::Output(1), whole]);
         stages.push(stage("attention_split", when, grid, THREADS, decode_bytes(p), with));
-        let fold = stage(
-            "attention_fold",
-            when,
-            [sequences(), Extent::fixed(p.heads as u32), Extent::fixed(1)],
-            p.head_dim.next_multiple_of(32),
-            0,
-            vec![Arg::Output(1), Arg::Output(0), Arg::Table(StepTable::Sequences)],
-        );
+        let grid = [sequences(), Extent::fixed(p.heads as u32), Extent::fixed(1)];
+        let with = vec![Arg::Output(1), Arg::Output(0), Arg::Table(StepTable::Sequences), whole];
+        let fold = stage("attention_fold", when, grid, p.head_dim.next_multiple_of(32), 0, with);
         stages.push(Stage { cost: Cost::default(), ..fold });
-        let floats = (p.heads * leaves(p) * (p.head_dim + 4)) as u64;
-        workspaces.push(Workspace { symbol: Symbol::Sequences, floats });
+    };
+    let splits_few = full > 1 && leaves(p) > 1;
+    let splits_many = p.max_seqs >= full as usize && leaves(p) > WHOLE;
+    if splits_few {
+        split(few, Extent::Fill { per_sm: DECODE_PER_SM, most: leaves(p) as u32 }, 1);
     }
-    if !splits || p.max_seqs >= full as usize {
-        let when = match splits {
-            true => When::Range { symbol: Symbol::Sequences, min: full, max: u32::MAX },
-            false => When::Always,
-        };
+    if splits_many {
+        split(many, Extent::fixed(SHARES), WHOLE);
+    }
+    let alone = match (splits_few, splits_many) {
+        (false, false) => Some(When::Always),
+        (true, false) => Some(many).filter(|_| p.max_seqs >= full as usize),
+        (false, true) => Some(few).filter(|_| full > 1),
+        (true, true) => None,
+    };
+    if let Some(when) = alone {
         let grid = [sequences(), tiles(), Extent::fixed(1)];
         stages.push(stage("attention_decode", when, grid, THREADS, decode_bytes(p), args(&[])));
     }
+    let workspaces = match splits_few || splits_many {
+        true => {
+            let floats = (p.heads * leaves(p) * (p.head_dim + 4)) as u64;
+            vec![Workspace { symbol: Symbol::Sequences, floats }]
+        }
+        false => vec![],
+    };
     if p.max_tokens * group(p) > DECODE_ROWS * decode_tiles(p) {
         // Every sequence has at most one tile that is not full.
         let rows = lathe_device::Term {
