@@ -12,8 +12,6 @@ constexpr int WARPS = THREADS / 32;
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int LEAF = 128;
 constexpr int STAGES = 3;
-// Loads of a stage that are under construction at a time: wide heads leave few registers.
-constexpr int LOADS = HEAD_DIM > 128 ? 1 : 8;
 // Stages of K, and of V, in a leaf.
 constexpr int PARTS = HEAD_DIM / COLS;
 // Shared rows are an odd number of 16-byte pieces apart, so that `ldmatrix` meets no bank twice.
@@ -90,20 +88,25 @@ struct Walk {
     int first, end;     // positions that the block's rows see
     u32 ring;           // shared address
 
-    // Starts loading part `part` (K's, then V's) of the leaf at `start`; positions that no row sees become zero.
-    __device__ __forceinline__ void load(int slot, int start, int part) const {
+    // Starts loading part `part` (K's, then V's) of a leaf; positions that no row sees become zero. A warp takes 16
+    // positions, which lie in one cache block, at a time.
+    __device__ __forceinline__ void load(int slot, int leaf, int part) const {
         constexpr u64 V_BYTES = u64(KV_HEADS) * BLOCK * HEAD_DIM * 2;
-        const u8* from = head + (part < PARTS ? part * COLS * 2 : V_BYTES + (part - PARTS) * COLS * 2);
-        u32 to = ring + slot * STAGE_BYTES;
-#pragma unroll LOADS
-        for (int j = 0; j < PIECES * LEAF / THREADS; j++) {
-            int i = threadIdx.x + j * THREADS;
-            int row = i / PIECES, piece = i % PIECES;
-            int position = start + row;
-            bool valid = position < end && (WINDOW == 0 || position >= first);
-            u64 block = valid ? blocks[position / BLOCK] : 0;
-            u64 at = block * BLOCK_BYTES + (position % BLOCK * HEAD_DIM + piece * 8) * 2;
-            cp_async16(to + row * PITCH + piece * 16, valid ? from + at : from, valid);
+        const u8* column = head + (part < PARTS ? part * COLS * 2 : V_BYTES + (part - PARTS) * COLS * 2);
+        int low = first - leaf * LEAF, high = end - leaf * LEAF;
+#pragma unroll
+        for (int g = 0; g < LEAF / 16 / WARPS; g++) {
+            int row0 = (g * WARPS + warp_id()) * 16, position = leaf * LEAF + row0;
+            bool any = row0 < high && (WINDOW == 0 || row0 + 16 > low);
+            u64 block = any ? blocks[position / BLOCK] : 0;
+            const u8* from = column + block * BLOCK_BYTES + position % BLOCK * (HEAD_DIM * 2);
+            u32 to = ring + slot * STAGE_BYTES + row0 * PITCH;
+#pragma unroll
+            for (int i = 0; i < 16 * PIECES / 32; i++) {
+                int row = (lane_id() + 32 * i) / PIECES, piece = (lane_id() + 32 * i) % PIECES;
+                bool valid = row0 + row < high && (WINDOW == 0 || row0 + row >= low);
+                cp_async16(to + row * PITCH + piece * 16, from + row * (HEAD_DIM * 2) + piece * 16, valid);
+            }
         }
     }
 };
@@ -129,19 +132,26 @@ __device__ __forceinline__ void scores(float (&s)[2 * TILES][4], u32 q, u32 keys
     }
 }
 
-// Scales scores of positions `start ..`, hides what a row does not see, and gives the largest of each row so far.
+// Scales scores of positions `start ..`, hides what a row does not see unless all see all, and gives the largest of
+// each row.
 template <int TILES>
 __device__ __forceinline__ void mask(float (&s)[2 * TILES][4], float (&largest)[2], const Rows& rows, int start,
-                                     float scale) {
-    int column = start + lane_id() % 4 * 2;
+                                     bool all, float scale) {
 #pragma unroll
     for (int t = 0; t < 2 * TILES; t++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int position = column + t * 8 + i % 2, row = i / 2;
-            bool seen = position <= rows.last[row] && (WINDOW == 0 || position >= rows.first[row]);
-            s[t][i] = seen ? mul(s[t][i], scale) : ABSENT;
-        }
+        for (int i = 0; i < 4; i++) s[t][i] = mul(s[t][i], scale);
+    if (!all) {
+        int column = start + lane_id() % 4 * 2;
+#pragma unroll
+        for (int t = 0; t < 2 * TILES; t++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int position = column + t * 8 + i % 2, row = i / 2;
+                bool seen = position <= rows.last[row] && (WINDOW == 0 || position >= rows.first[row]);
+                if (!seen) s[t][i] = ABSENT;
+            }
+    }
 #pragma unroll
     for (int row = 0; row < 2; row++) {
         float m = ABSENT;
@@ -217,14 +227,13 @@ __device__ __forceinline__ void fold_tile(float (&total)[4], const float (&leaf)
 
 // Rounds 8 columns of 16 rows out; `column` is that of the first.
 __device__ __forceinline__ void store_tile(ELEMENT* out, const Sequence& s, int kv_head, int row0, int column,
-                                           const float (&total)[4], const State& state) {
+                                           const float (&total)[4], const float (&inverse)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int row = row0 + lane_id() / 4 + 8 * i;
         if (row >= s.q_len * GROUP) continue;
         ELEMENT* to = out + element_of(s, kv_head, row) + column + lane_id() % 4 * 2;
-        *reinterpret_cast<u32*>(to) = pack<ELEMENT>(__fdiv_rn(total[2 * i], state.sum[i]),
-                                                    __fdiv_rn(total[2 * i + 1], state.sum[i]));
+        *reinterpret_cast<u32*>(to) = pack<ELEMENT>(mul(total[2 * i], inverse[i]), mul(total[2 * i + 1], inverse[i]));
     }
 }
 
@@ -296,12 +305,15 @@ __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMEN
     Rows rows = rows_of(s, row0);
     // Leaves of which the warp's rows see something; none past the end.
     int my_first = first_seen(position_of(s, row0)) / LEAF;
-    int my_end = row0 < s.q_len * GROUP ? position_of(s, last_row(s, row0, 16)) / LEAF + 1 : 0;
+    int my_last = position_of(s, last_row(s, row0, 16));
+    int my_end = row0 < s.q_len * GROUP ? my_last / LEAF + 1 : 0;
+    // Leaves that all of them see whole; what rows past the end do is not kept.
+    int whole_first = (first_seen(my_last) + LEAF - 1) / LEAF, whole_end = (position_of(s, row0) + 1) / LEAF;
 
     // Part `part`, which may lie past 2 PARTS, of the leaf that is walked or of those after it.
     auto load = [&](int slot, int leaf, int part) {
         leaf += part / (2 * PARTS) * step;
-        if (leaf < end) walk.load(slot, leaf * LEAF, part % (2 * PARTS));
+        if (leaf < end) walk.load(slot, leaf, part % (2 * PARTS));
         cp_async_commit();
     };
 #pragma unroll
@@ -330,7 +342,8 @@ __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMEN
         u32 p[LEAF / 16][4], values;
         float largest[2], sum[4] = {};
         Factors factors;
-        if (works) mask<TILES>(sc, largest, rows, leaf * LEAF + share * TILES * 16, scale);
+        bool all = whole_first <= leaf && leaf < whole_end;
+        if (works) mask<TILES>(sc, largest, rows, leaf * LEAF + share * TILES * 16, all, scale);
         if constexpr (SHARE == 1) {
             if (works) weigh<TILES>(p, sc, largest);
             if (works) factors = sum_and_fold(state, sum, p, largest);
@@ -390,6 +403,7 @@ __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMEN
     if (split) return;
     // Read again: wide heads leave the loop no register to spare.
     s = sequences[index];
+    float inverse[2] = {__fdiv_rn(1.0f, state.sum[0]), __fdiv_rn(1.0f, state.sum[1])};
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
 #pragma unroll
@@ -398,7 +412,7 @@ __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMEN
             if (pair >= COLS / 16) continue;
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                store_tile(out, s, kv_head, row0, part * COLS + pair * 16 + h * 8, total[part][c][h], state);
+                store_tile(out, s, kv_head, row0, part * COLS + pair * 16 + h * 8, total[part][c][h], inverse);
         }
 }
 
@@ -481,7 +495,7 @@ extern "C" __global__ void __launch_bounds__(FOLD_THREADS)
         __syncthreads();
     }
     if (column < HEAD_DIM)
-        out[(u64(s.q_start) * HEADS + blockIdx.y) * HEAD_DIM + column] = from_f32<ELEMENT>(__fdiv_rn(total, sum));
+        out[(u64(s.q_start) * HEADS + blockIdx.y) * HEAD_DIM + column] = from_f32<ELEMENT>(mul(total, __fdiv_rn(1.0f, sum)));
 }
 
 // Which sequence and tile of PREFILL_ROWS rows a block does: a scan over the sequences that prefill takes.

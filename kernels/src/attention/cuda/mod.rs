@@ -8,13 +8,14 @@
 //!   weights is one more column of the same product, of ones;
 //! - leaves are folded left in f32: `m = max(a, b)`, `fa = exp(a - m)`, `fb = exp(b - m)`, `acc = acc_a fa + acc_b fb`
 //!   unfused, from a state of maximum minus infinity and zeros; a leaf of which a row sees nothing is left out;
-//!   `o / sum` is rounded once.
+//!   `o (1 / sum)` is rounded once.
 //!
 //! A product of zeros adds nothing, so rows of other positions and of other queries share the tiles. Positions that no
 //! row of a tile sees read as zeros, whatever the cache holds there. A position that only some rows of a tile of 64
 //! (query, head) rows see meets a weight of zero in the others: an infinite or NaN value in it reaches them.
 //!
-//! `plain.cu` multiplies and adds fused in f32 over the same leaves; sums of weights go by a butterfly over the leaf.
+//! `plain.cu` multiplies and adds fused in f32 over the same leaves, sums weights by a butterfly over the leaf, and
+//! divides.
 
 use lathe_device::{Arg, Extent, StepTable, Symbol, When};
 use lathe_numerics::{ATTENTION_LEAF, DType};
@@ -94,6 +95,8 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
         && p.kv_dtype == p.dtype
         && p.head_dim.is_multiple_of(16)
         && p.head_dim <= MAX_HEAD_DIM
+        && p.block.is_multiple_of(16)
+        && ATTENTION_LEAF.is_multiple_of(p.block)
         && p.block_bytes.is_multiple_of(16);
     Ok(if tensor_cores { by_tensor_cores(p) } else { plain(p) })
 }
