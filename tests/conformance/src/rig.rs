@@ -9,6 +9,7 @@ use lathe_device::{
     Arch, Arg, ArgValue, DeviceInfo, DeviceLaunch, DevicePtr, Driver, DriverError, Function, FunctionInfo,
     Image, LaunchConfig, Module, Sequence, StepTable, Symbols,
 };
+use lathe_emulator::{CheckOptions, DeviceModel, Emulator, EmulatorOptions};
 use lathe_kernels::cuda::{Launches, Source, Stage};
 use lathe_numerics::DType;
 use lathe_nvrtc::Compiler;
@@ -34,6 +35,8 @@ pub struct Rig {
     modules: BTreeMap<Source, Module>,
     functions: BTreeMap<(u32, String), (u32, Function, FunctionInfo)>,
     launched: Vec<String>,
+    /// Memory that nobody wrote is filled with ones: NaN as a float, -1 as an integer. Not for drivers that notice reads
+    /// of it by themselves.
     poison: bool,
 }
 
@@ -49,6 +52,26 @@ impl Rig {
             launched: Vec::new(),
             poison: true,
         }
+    }
+
+    /// A rig over an emulated sm_90 device. Checked, it runs blocks, warps and dependent launches in an order of chance
+    /// (always the same one) and fails on races, missing waits and use of undefined data; an order of magnitude slower.
+    ///
+    /// # Errors
+    /// The emulator's.
+    pub fn emulator(check: bool) -> Result<Self> {
+        let seed = check.then_some(1);
+        Self::emulated(Arch { major: 9, minor: 0 }, check.then(CheckOptions::default), seed)
+    }
+
+    /// A rig over an emulated device of any architecture, in an order of chance if there is a seed.
+    ///
+    /// # Errors
+    /// The emulator's; an architecture without kernels.
+    pub fn emulated(arch: Arch, check: Option<CheckOptions>, seed: Option<u64>) -> Result<Self> {
+        let options = EmulatorOptions { check, seed, ..EmulatorOptions::new(DeviceModel::of(arch)) };
+        let rig = Rig::new(Box::new(Emulator::new(&options)?), target(arch)?);
+        Ok(Rig { poison: check.is_none(), ..rig })
     }
 
     /// A rig over the first GPU; `None`, with a line on standard error, where there is none.
@@ -70,14 +93,6 @@ impl Rig {
         };
         let arch = target(driver.info().arch)?;
         Ok(Some(Rig::new(Box::new(driver), arch)))
-    }
-
-    /// Leaves memory that nobody wrote as the driver gives it, for drivers that notice when it is read. Otherwise it
-    /// is filled with ones: NaN as a float, -1 as an integer.
-    #[must_use]
-    pub fn without_poison(mut self) -> Self {
-        self.poison = false;
-        self
     }
 
     /// The device.
