@@ -7,6 +7,7 @@ use lathe_compiler::checkpoint::{Checkpoint, HubCache, Tokenizer};
 use lathe_compiler::error::{CompileError, Result};
 use lathe_compiler::import;
 use lathe_compiler::options::{Options, Phase};
+use lathe_compiler::targets;
 use lathe_diagnostics::LogFormat;
 use lathe_numerics::DType;
 
@@ -32,9 +33,13 @@ pub struct Args {
     #[arg(long, value_name = "DIR|none")]
     pub tokenizer: Option<PathBuf>,
 
-    /// What the plan runs on: cpu.
-    #[arg(long, default_value = "cpu")]
+    /// What the plan runs on, one or several of cpu, sm_80, sm_86, sm_89, sm_90, sm_120a, native.
+    #[arg(long, value_name = "TARGET[,TARGET]", default_value = "cpu")]
     pub target: String,
+
+    /// Folder of compiled CUDA kernels; `none` compiles all anew [default: lathe/kernels in the user's cache folder].
+    #[arg(long, value_name = "DIR|none", env = "LATHE_KERNEL_CACHE")]
+    pub kernel_cache: Option<PathBuf>,
 
     /// Type of weights and activations [default: the checkpoint's].
     #[arg(long)]
@@ -130,9 +135,6 @@ impl Args {
     /// # Errors
     /// A target or a quantization that does not exist yet; no threads; an output that cannot be replaced.
     pub fn check(&self) -> Result<()> {
-        if self.target != "cpu" {
-            return Err(CompileError::unsupported(format!("target {}", self.target), "supported: cpu"));
-        }
         if self.fp8 {
             return Err(CompileError::unsupported("--fp8", "supported: --dtype bf16, f16 or f32"));
         }
@@ -173,9 +175,14 @@ impl Args {
     }
 
     /// The rest of the flags.
-    pub fn options(&self) -> Options {
+    ///
+    /// # Errors
+    /// Targets that do not exist.
+    pub fn options(&self) -> Result<Options> {
         let defaults = Options::default();
-        Options {
+        Ok(Options {
+            targets: targets::parse(&self.target, lathe_nvrtc::native_arch)?,
+            kernel_cache: self.kernel_cache(),
             dtype: self.dtype.map(DType::from),
             kv_dtype: self.kv_cache.map(DType::from),
             max_batch: self.max_batch,
@@ -187,6 +194,15 @@ impl Args {
             to: self.to,
             dump_phases: self.dump_phases.clone(),
             threads: self.threads.unwrap_or(defaults.threads),
+        })
+    }
+
+    /// Where compiled kernels lie: as asked, else in the user's cache folder, else nowhere.
+    fn kernel_cache(&self) -> Option<PathBuf> {
+        match &self.kernel_cache {
+            Some(dir) if dir.as_os_str() == "none" => None,
+            Some(dir) => Some(dir.clone()),
+            None => lathe_nvrtc::cache_folder().map(|folder| folder.join("kernels")),
         }
     }
 }
@@ -203,7 +219,7 @@ mod tests {
     fn defaults_are_the_documented_ones() {
         let args = parse("--model DIR").unwrap();
         args.check().unwrap();
-        let o = args.options();
+        let o = args.options().unwrap();
         assert_eq!((o.max_batch, o.max_seq_len, o.max_num_tokens, o.kv_tokens), (32, None, 2048, None));
         assert_eq!((o.dtype, o.kv_dtype, o.to, o.generation_defaults), (None, None, Phase::Emit, true));
         assert_eq!(o.output, PathBuf::from("engine.plan"));
@@ -232,7 +248,6 @@ mod tests {
     #[test]
     fn what_does_not_exist_yet_names_what_does() {
         for (line, want) in [
-            ("--model D --target sm_90a", "unsupported target sm_90a: supported: cpu"),
             ("--model D --fp8", "unsupported --fp8: supported: --dtype bf16, f16 or f32"),
             ("--model D --threads 0", "--threads 0: must be at least 1"),
             ("--model D -o /dev/null", "--output /dev/null: exists and is no regular file"),

@@ -46,6 +46,9 @@ pub enum CompileError {
     /// The plan could not be written or read back.
     #[error(transparent)]
     Plan(#[from] lathe_plan::PlanError),
+    /// Device code could not be made.
+    #[error(transparent)]
+    Nvrtc(#[from] lathe_nvrtc::NvrtcError),
     /// A broken invariant of the compiler itself.
     #[error("bug: {0}")]
     Bug(String),

@@ -11,3 +11,4 @@ pub mod pipeline;
 pub mod report;
 pub mod select;
 pub mod self_test;
+pub mod targets;

@@ -15,6 +15,7 @@ use lathe_compiler::pipeline;
 use lathe_compiler::report::{Report, headline};
 use lathe_diagnostics::{Diagnostic, Exit, LogFormat, init_logging, version};
 use lathe_kernels::IsaPath;
+use lathe_nvrtc::NvrtcError;
 use lathe_plan::PlanError;
 use lathe_plan::header::VERSION;
 
@@ -23,7 +24,7 @@ use crate::progress::Progress;
 
 fn main() -> ExitCode {
     let (major, minor) = VERSION;
-    let version = version(&format!("{major}.{minor}"), &["cpu"], IsaPath::detect().isa().name());
+    let version = version(&format!("{major}.{minor}"), &["cpu", "cuda"], IsaPath::detect().isa().name());
     // Clap keeps the version for the life of the process.
     let command = Args::command().version(&*version.leak());
     let args = match command.try_get_matches().and_then(|m| Args::from_arg_matches(&m)) {
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), CompileError> {
     args.check()?;
-    let options = args.options();
+    let options = args.options()?;
     let progress = Progress::new(std::io::stderr().is_terminal() && args.log_format == LogFormat::Text);
 
     progress.phase_started(Phase::Import);
@@ -80,7 +81,8 @@ fn diagnostic(error: CompileError) -> Diagnostic {
         CompileError::Io { .. } | CompileError::Plan(PlanError::Io { .. } | PlanError::DiskFull { .. }) => {
             Exit::Io
         }
-        CompileError::Plan(_) | CompileError::Bug(_) => Exit::Bug,
+        CompileError::Nvrtc(NvrtcError::NotFound { .. }) => Exit::Fit,
+        CompileError::Plan(_) | CompileError::Nvrtc(_) | CompileError::Bug(_) => Exit::Bug,
     };
     match error {
         CompileError::Usage { what, why, remedy } | CompileError::Input { what, why, remedy } => {

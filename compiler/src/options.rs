@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use lathe_numerics::DType;
+use lathe_plan::schema::Target;
 
 /// Named stages of the pipeline, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,6 +72,10 @@ impl FromStr for Phase {
 /// Everything that decides a plan beside the checkpoint, and where the plan goes.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// What the plan runs on, one program each; not empty, none twice.
+    pub targets: Vec<Target>,
+    /// Folder of compiled kernels; `None` compiles all of them anew.
+    pub kernel_cache: Option<PathBuf>,
     /// Type of weights and activations; `None` is the checkpoint's.
     pub dtype: Option<DType>,
     /// Type of keys and values; `None` is `dtype`.
@@ -98,6 +103,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            targets: vec![Target::Cpu],
+            kernel_cache: None,
             dtype: None,
             kv_dtype: None,
             max_batch: 32,

@@ -5,8 +5,8 @@ use std::fs;
 
 use lathe_ir::driver::{Pass, Precision, Rule, drive};
 use lathe_ir::{Graph, verify};
-use lathe_plan::schema::{CacheKind, Operand, Place, Program};
-use lathe_plan::{MemoryReport, MemoryRequest, Tables};
+use lathe_plan::schema::{CacheKind, Operand, Place, Program, Target};
+use lathe_plan::{CodeWriter, MemoryReport, MemoryRequest, Tables};
 
 use crate::checkpoint::TensorSource;
 use crate::emit;
@@ -18,9 +18,10 @@ use crate::passes::{
     FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_SILU_MUL, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS,
     MERGE_GATE_UP, MERGE_QKV, REMOVE_DEAD,
 };
-use crate::report::{MemoryTotals, Outcome, RuleCount, WeightTotals};
-use crate::select::{WeightTable, select};
+use crate::report::{MemoryTotals, Outcome, RuleCount, Serving, WeightTotals};
+use crate::select::{DeviceCode, WeightTable, select};
 use crate::self_test::{self, excerpt};
+use crate::targets;
 
 /// Compiles an imported checkpoint to a plan at `options.output`, or up to `options.to`.
 ///
@@ -53,15 +54,24 @@ pub fn compile(
     // is a program of its own, made of the same weights by the same phases.
     observer.phase_started(Phase::Select);
     let mut weights = WeightTable::default();
-    let mut programs = vec![select(&graph, "decoder", &mut weights)?];
     let question = match card.n_parameters > self_test::WHOLE_MODEL_LIMIT {
         true => excerpt::first_and_last_layer(&imported_graph)?,
         false => None,
     };
+    let mut graphs = vec![("decoder", graph.clone())];
     if let Some(question) = &question {
         let mut graph = question.clone();
         rewrite(&mut graph)?;
-        programs.push(select(&graph, self_test::PROGRAM, &mut weights)?);
+        graphs.push((self_test::PROGRAM, graph));
+    }
+    let mut programs = Vec::new();
+    let mut code: Vec<DeviceCode> = Vec::new();
+    for target in &options.targets {
+        for (name, graph) in &graphs {
+            let selected = select(graph, name, target, card.limits.max_seq_len, &mut weights)?;
+            programs.push(selected.program);
+            code.push(selected.code);
+        }
     }
     run.outcome.launches = Some(programs[0].launches.len());
     run.programs_after(Phase::Select, &programs)?;
@@ -74,7 +84,9 @@ pub fn compile(
     observer.phase_started(Phase::Schedule);
     for program in &mut programs {
         let arena = memory::plan_arena(program)?;
-        program.scratch_bytes = memory::scratch_bytes(program);
+        if program.target == Target::Cpu {
+            program.scratch_bytes = memory::scratch_bytes(program);
+        }
         tracing::debug!(program = program.name, ?arena, "arena");
     }
     run.outcome.memory = Some(memory_totals(&programs[0], card.limits.kv_tokens));
@@ -87,6 +99,8 @@ pub fn compile(
     // emit: writing waits for the disk most of the time, so the self-test's answer is computed meanwhile. Neither sees
     // the other: the plan's bytes do not depend on who is faster.
     observer.phase_started(Phase::Emit);
+    let mut device_code = CodeWriter::default();
+    run.outcome.kernels = emit::kernels::compile(&mut programs, &code, options, &mut device_code)?;
     let writer = emit::create(&weights, tokenizer_json.as_ref().map_or(0, Vec::len), options)?;
     observer.temporary_file(writer.temp_path());
     let answer = || {
@@ -107,7 +121,14 @@ pub fn compile(
     };
     wrote?;
     card.numeric_passes = std::mem::take(&mut run.numeric);
-    let tables = Tables { card, programs, text, tokenizer: tokenizer_json, self_test: Some(self_test) };
+    let tables = Tables {
+        card,
+        programs,
+        text,
+        tokenizer: tokenizer_json,
+        self_test: Some(self_test),
+        code: device_code.finish(),
+    };
     let written = emit::finish(writer, &tables, observer)?;
     run.outcome.weights = Some(WeightTotals {
         count: written.weights.len(),
@@ -115,10 +136,11 @@ pub fn compile(
         duplicated_bytes: weights.duplicated_bytes(),
     });
     run.outcome.plan_bytes = Some(written.file_bytes);
-    if let Some(decoder) = tables.programs.first() {
-        let request = MemoryRequest { threads: options.threads as u64, kv_tokens: None };
-        run.outcome.memory_report =
-            Some(MemoryReport::new(&tables.card, decoder, written.weight_bytes, request));
+    let request = MemoryRequest { threads: options.threads as u64, kv_tokens: None };
+    for decoder in tables.programs.iter().filter(|p| p.name == "decoder") {
+        let memory = MemoryReport::of(&tables.card, decoder, &written.weights, request);
+        let target = targets::name(&decoder.target).to_owned();
+        run.outcome.serving.push(Serving { target, memory });
     }
     observer.phase_ended(Phase::Emit);
     Ok(run.outcome)

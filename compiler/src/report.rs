@@ -48,6 +48,49 @@ pub struct MemoryTotals {
     pub kv_bytes: u64,
 }
 
+/// A device kernel of the decoder: what the compiler made of it, and the work of all its launches in one step at the
+/// fewest and the most rows that it runs for.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KernelReport {
+    /// Architecture.
+    pub target: &'static str,
+    /// Device whose datasheet gives the roofline.
+    pub device: &'static str,
+    /// Source and variant.
+    pub kernel: String,
+    /// `__global__` function.
+    pub entry: String,
+    /// Launches in the program.
+    pub launches: usize,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of spilled registers, stores and loads.
+    pub spill_bytes: u32,
+    /// Bytes of local memory of a thread.
+    pub stack_bytes: u32,
+    /// Shared memory of a block, static and dynamic.
+    pub shared_bytes: u32,
+    /// Fewest and most rows.
+    pub rows: (u32, u32),
+    /// Bytes that must move, at these rows.
+    pub bytes: (u64, u64),
+    /// Floating-point operations, at these rows.
+    pub flops: (u64, u64),
+    /// `memory` or `compute`, whichever takes longer at the datasheet's rates, at these rows.
+    pub bound: (&'static str, &'static str),
+}
+
+/// Memory that serving takes, on one target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Serving {
+    /// `cpu` or an architecture.
+    pub target: String,
+    /// Its lines.
+    pub memory: MemoryReport,
+}
+
 /// What the pipeline hands back.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
@@ -57,8 +100,10 @@ pub struct Outcome {
     pub weights: Option<WeightTotals>,
     /// Memory, once scheduled.
     pub memory: Option<MemoryTotals>,
-    /// What a server of the plan holds itself to, with as many threads as the compilation, once written.
-    pub memory_report: Option<MemoryReport>,
+    /// What a server of the plan holds itself to, by target, with as many threads as the compilation, once written.
+    pub serving: Vec<Serving>,
+    /// Device kernels, once compiled.
+    pub kernels: Vec<KernelReport>,
     /// Kernel launches of the decoder program, once selected.
     pub launches: Option<usize>,
     /// Bytes of the plan file, once written.
@@ -95,7 +140,9 @@ pub struct Report {
     /// The last phase that ran.
     pub stopped_after: &'static str,
     /// What a server of the plan holds itself to, with as many threads as this compilation had.
-    pub serving: Option<MemoryReport>,
+    pub serving: Vec<Serving>,
+    /// Device kernels.
+    pub kernels: Vec<KernelReport>,
 }
 
 /// How long a phase took.
@@ -130,7 +177,8 @@ impl Report {
             plan: outcome.plan_bytes.map(|_| plan.to_owned()),
             plan_bytes: outcome.plan_bytes,
             stopped_after: to.name(),
-            serving: outcome.memory_report,
+            serving: outcome.serving,
+            kernels: outcome.kernels,
         }
     }
 }
@@ -187,11 +235,57 @@ impl fmt::Display for Report {
         for (name, value) in &rows {
             writeln!(text, "{name:width$}  {value}")?;
         }
-        if let Some(serving) = &self.serving {
-            write!(text, "\nmemory to serve it\n{serving}")?;
+        kernels(&self.kernels, &mut text)?;
+        for Serving { target, memory } in &self.serving {
+            write!(text, "\nmemory to serve it on {target}\n{memory}")?;
         }
         f.write_str(text.trim_end())
     }
+}
+
+/// The kernels as a table per target: work at the most rows, and the roofline at the fewest and the most.
+fn kernels(kernels: &[KernelReport], text: &mut String) -> fmt::Result {
+    let mut target = "";
+    let width = kernels.iter().map(|k| k.kernel.len()).max().unwrap_or(0);
+    for k in kernels {
+        if k.target != target {
+            target = k.target;
+            writeln!(
+                text,
+                "\n{:width$}  {:>6} {:>7} {:>4} {:>5} {:>9} {:>11} {:>10} {:>9}  bound on {}",
+                format!("kernels of {target}"),
+                "count",
+                "threads",
+                "regs",
+                "spill",
+                "shared",
+                "rows",
+                "bytes",
+                "gflop",
+                k.device,
+                width = width.max(18),
+            )?;
+        }
+        let bound = match k.bound {
+            (few, most) if few == most => few.to_owned(),
+            (few, most) => format!("{few} to {most}"),
+        };
+        writeln!(
+            text,
+            "{:width$}  {:>6} {:>7} {:>4} {:>5} {:>9} {:>11} {:>10} {:>9.2}  {bound}",
+            k.kernel,
+            k.launches,
+            k.threads,
+            k.registers,
+            k.spill_bytes,
+            format_bytes(k.shared_bytes.into()),
+            format!("{}..{}", k.rows.0, k.rows.1),
+            format_bytes(k.bytes.1),
+            k.flops.1 as f64 / 1e9,
+            width = width.max(18),
+        )?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -240,6 +334,7 @@ mod tests {
             kv_block_bytes: 8192,
             kv: 8192,
             sampler: 100,
+            device: None,
         };
         let want_serving = serving.to_string();
         let outcome = Outcome {
@@ -251,7 +346,8 @@ mod tests {
                 kv_bytes_per_token: 512,
                 kv_bytes: 8192,
             }),
-            memory_report: Some(serving),
+            serving: vec![Serving { target: "cpu".into(), memory: serving }],
+            kernels: vec![],
             launches: Some(12),
             plan_bytes: Some(4 << 20),
             graph_text: String::new(),
@@ -273,14 +369,14 @@ kv per token           512 B
 kv pool by default     8 KiB
 plan                   x.plan, 4 MiB
 
-memory to serve it
+memory to serve it on cpu
 ";
         assert_eq!(report.to_string(), format!("{want}{}", want_serving.trim_end()));
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["rules"][1]["applied"], 0);
         assert_eq!(json["weights"]["bytes"], 3 << 20);
         assert_eq!(json["phases"][0]["phase"], "import");
-        assert_eq!((&json["plan"], &json["serving"]["kv"]), (&"x.plan".into(), &8192.into()));
+        assert_eq!((&json["plan"], &json["serving"][0]["memory"]["kv"]), (&"x.plan".into(), &8192.into()));
     }
 
     #[test]

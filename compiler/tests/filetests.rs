@@ -1,10 +1,11 @@
-//! Runs `filetests`: `pass NAME` on a graph, and `select` on a fused graph.
+//! Runs `filetests`: `pass NAME` on a graph, and `select TARGETS` on a fused graph.
 
 use std::path::Path;
 
 use lathe_compiler::memory;
 use lathe_compiler::passes::{PASSES, RULES, run_named};
 use lathe_compiler::select::{WeightTable, select};
+use lathe_compiler::targets;
 use lathe_ir::filetest::run_folder;
 
 #[test]
@@ -12,10 +13,14 @@ fn filetests() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/filetests");
     let ran = run_folder(&folder, &|words, graph| match words {
         ["pass", name] => run_named(name, graph),
-        ["select"] => {
-            let mut program =
-                select(graph, "decoder", &mut WeightTable::default()).map_err(|e| e.to_string())?;
-            memory::plan_arena(&mut program).map(drop).map_err(|e| e.to_string())
+        ["select", target] => {
+            let targets = targets::parse(target, || Err("no device".into())).map_err(|e| e.to_string())?;
+            for target in &targets {
+                let selected = select(graph, "decoder", target, 64, &mut WeightTable::default());
+                let mut program = selected.map_err(|e| e.to_string())?.program;
+                memory::plan_arena(&mut program).map_err(|e| e.to_string())?;
+            }
+            Ok(())
         }
         _ => Err(format!("unknown command {}", words.join(" "))),
     });

@@ -58,7 +58,9 @@ fn stored(weight: &Weight, bytes: &[u8], row: usize, col: usize) -> f32 {
             row / 16 * 16 * k.next_multiple_of(2) + col / 2 * 32 + row % 16 * 2 + col % 2
         }
         (Layout::Panel16, _) => row / 16 * 16 * k + col * 16 + row % 16,
-        (Layout::Mma16, _) => row / 16 * k.div_ceil(16) * 256 + lathe_kernels::cuda::mma16::index(row % 16, col),
+        (Layout::Mma16, _) => {
+            row / 16 * k.div_ceil(16) * 256 + lathe_kernels::cuda::mma16::index(row % 16, col)
+        }
     };
     let size = weight.dtype.size();
     value(&bytes[index * size..(index + 1) * size], weight.dtype)

@@ -3,6 +3,7 @@
 //! Invariant: no tensor is ever held whole; a worker holds one block of one weight (`weights::BLOCK_BYTES`).
 //! Invariant: the bytes of the plan depend on graph, source and options, never on the number of threads.
 
+pub mod kernels;
 pub mod rows;
 pub mod weights;
 

@@ -1,10 +1,11 @@
 //! The bounds that fix a plan's memory, from flags and model.
 
 use lathe_numerics::DType;
-use lathe_plan::schema::Limits;
+use lathe_plan::schema::{Limits, Target};
 
 use crate::error::{CompileError, Result};
 use crate::options::Options;
+use crate::targets;
 
 /// Context that a plan is made for unless a flag asks for more: every position costs KV memory at admission.
 const DEFAULT_SEQ_LEN: u32 = 8192;
@@ -66,6 +67,7 @@ pub fn resolve(options: &Options, max_position: u32) -> Result<Limits> {
 
 /// The flags that reproduce a plan from its checkpoint, every default spelt out, in one order.
 pub fn flags(
+    targets: &[Target],
     limits: &Limits,
     dtype: DType,
     kv_dtype: DType,
@@ -77,7 +79,7 @@ pub fn flags(
     if let Some(seed) = synthetic_seed {
         flag("--synthetic-weights", seed.to_string());
     }
-    flag("--target", "cpu".into());
+    flag("--target", targets.iter().map(targets::name).collect::<Vec<_>>().join(","));
     flag("--dtype", dtype.to_string());
     flag("--kv-cache", kv_dtype.to_string());
     flag("--max-batch", limits.max_batch.to_string());
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn flags_reproduce_the_limits() {
         let limits = resolve(&Options::default(), 2048).unwrap();
-        let all = flags(&limits, DType::BF16, DType::F16, Some(7), false).join(" ");
+        let all = flags(&[Target::Cpu], &limits, DType::BF16, DType::F16, Some(7), false).join(" ");
         assert_eq!(
             all,
             "--synthetic-weights 7 --target cpu --dtype bf16 --kv-cache f16 --max-batch 32 --max-seq-len 2048 \

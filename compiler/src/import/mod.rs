@@ -181,6 +181,7 @@ pub fn import(checkpoint: &Checkpoint, options: &Options) -> Result<Imported> {
         producer: env!("CARGO_PKG_VERSION").to_owned(),
         contract: contract::CONTRACT.0,
         flags: limits::flags(
+            &options.targets,
             &limits,
             dtype,
             kv_dtype,

@@ -129,13 +129,15 @@ impl StepCheck {
 
     fn rows(&self, step: &StepPlan) -> Result<(), String> {
         let mut last = None;
+        // Rows ascend and sequences follow each other: one walk finds every owner.
+        let mut owners = step.seqs.iter().peekable();
         for row in &step.rows {
             if last.is_some_and(|last| last >= row.row) || row.row as usize >= step.tokens.len() {
                 return Err(format!("row {} is out of range or out of order", row.row));
             }
             last = Some(row.row);
-            let owner = step.seqs.iter().find(|s| (s.q_start..s.q_start + s.q_len).contains(&row.row));
-            if owner.is_none_or(|s| s.slot != row.slot) {
+            while owners.next_if(|s| s.q_start + s.q_len <= row.row).is_some() {}
+            if owners.peek().is_none_or(|s| s.slot != row.slot) {
                 return Err(format!("row {} does not belong to slot {}", row.row, row.slot.0));
             }
             if let Wanted::Score(id) = row.wanted

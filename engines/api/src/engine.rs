@@ -76,6 +76,9 @@ pub struct EngineInfo {
     pub path: String,
     /// Worker threads.
     pub threads: usize,
+    /// Steps that may be submitted and sampled before the first of them is collected, less one: 0 takes them one by
+    /// one, 1 lets the next be prepared while one runs.
+    pub steps_ahead: u32,
     /// Columns of the logits.
     pub vocab_size: u32,
     /// Sequences in a step.
@@ -101,6 +104,14 @@ pub struct EngineInfo {
 pub trait Engine: Send {
     /// What this engine is.
     fn info(&self) -> &EngineInfo;
+
+    /// Starts background work that first steps need not wait for, e.g. taking fresh pages. Called once, before serving.
+    ///
+    /// # Errors
+    /// `Fit` when the system gives no thread.
+    fn warm(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     /// Prepares a slot for a sequence that enters or re-enters it.
     fn bind(&mut self, slot: Slot, state: SlotState<'_>) -> Result<(), EngineError>;

@@ -173,6 +173,7 @@ impl CpuEngine {
         let info = EngineInfo {
             path: format!("cpu/{path}", path = path.isa()),
             threads,
+            steps_ahead: 0,
             vocab_size: plan.card().vocab_size,
             max_batch: limits.max_batch,
             max_num_tokens: limits.max_num_tokens,
@@ -214,35 +215,6 @@ impl CpuEngine {
             blocks: Vec::with_capacity(max_blocks),
             check,
         })
-    }
-
-    /// Starts to take the KV pool's pages from the system and to read the weights into the page cache, both in the
-    /// background: gigabytes of fresh pages can take seconds, and a first request need not wait for them. A lack of
-    /// pages fails the next `submit`.
-    ///
-    /// # Errors
-    /// `Fit` when the system gives no thread.
-    pub fn warm(&self) -> Result<(), EngineError> {
-        self.plan.prefetch_weights();
-        let (kv, starved) = (Arc::clone(&self.kv), Arc::clone(&self.starved));
-        let take_pages = move || {
-            for start in (0..kv.len()).step_by(POPULATE_BYTES) {
-                // The engine is gone: nobody needs the rest.
-                if Arc::strong_count(&kv) == 1 {
-                    return;
-                }
-                if let Err(e) = kv.populate_range(start..kv.len().min(start + POPULATE_BYTES)) {
-                    // Only this thread sets it.
-                    drop(starved.set(e.to_string()));
-                    return;
-                }
-            }
-        };
-        std::thread::Builder::new()
-            .name("lathe-pages".into())
-            .spawn(take_pages)
-            .map(drop)
-            .map_err(system("worker threads"))
     }
 
     /// The bytes of a KV block, for tests of the numeric contract.
@@ -302,6 +274,31 @@ impl CpuEngine {
 impl Engine for CpuEngine {
     fn info(&self) -> &EngineInfo {
         &self.info
+    }
+
+    /// Takes the KV pool's pages from the system and reads the weights into the page cache: gigabytes of fresh pages can
+    /// take seconds. A lack of pages fails the next `submit`.
+    fn warm(&self) -> Result<(), EngineError> {
+        self.plan.prefetch_weights();
+        let (kv, starved) = (Arc::clone(&self.kv), Arc::clone(&self.starved));
+        let take_pages = move || {
+            for start in (0..kv.len()).step_by(POPULATE_BYTES) {
+                // The engine is gone: nobody needs the rest.
+                if Arc::strong_count(&kv) == 1 {
+                    return;
+                }
+                if let Err(e) = kv.populate_range(start..kv.len().min(start + POPULATE_BYTES)) {
+                    // Only this thread sets it.
+                    drop(starved.set(e.to_string()));
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("lathe-pages".into())
+            .spawn(take_pages)
+            .map(drop)
+            .map_err(system("worker threads"))
     }
 
     fn bind(&mut self, slot: Slot, state: SlotState<'_>) -> Result<(), EngineError> {

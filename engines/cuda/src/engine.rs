@@ -86,6 +86,14 @@ impl CudaEngine {
         self.driver.info()
     }
 
+    /// Device memory that is free now.
+    ///
+    /// # Errors
+    /// `Failed` when the device fails.
+    pub fn free_bytes(&self) -> Result<u64, EngineError> {
+        self.driver.free_bytes().map_err(|e| EngineError::Failed(e.to_string()))
+    }
+
     /// The bytes of a KV block, for tests of the numeric contract; waits for the device.
     ///
     /// # Errors
@@ -161,7 +169,7 @@ impl CudaEngine {
     fn draw(&mut self, masks: Option<TokenMasks<'_>>) -> Result<Event, String> {
         let lane = &mut self.lanes[lane_of(self.submitted)];
         let driver = &mut *self.driver;
-        if !lane.rows.is_empty() {
+        if !lane.rows.is_empty() && !self.sampling.is_empty() {
             let params = lane.params.bytes_mut();
             for (i, row) in lane.rows.iter().enumerate() {
                 let lists = self.slots.lists(row.slot);
@@ -244,6 +252,9 @@ impl Engine for CudaEngine {
         }
         if self.submitted > self.collected + 1 {
             return Err(request("two steps are under way and the older one was not collected"));
+        }
+        if self.sampling.is_empty() && step.rows.iter().any(|row| row.wanted != Wanted::Logits) {
+            return Err(request("the program draws no tokens: its rows give logits alone"));
         }
         self.check.step(step, |row| before.drawn.get(row as usize).is_some_and(|drawn| *drawn))?;
         self.submitted += 1;

@@ -242,9 +242,6 @@ impl<'a> Binder<'a> {
             params: vec![],
             device: vec![],
         };
-        if self.program.sampling.is_empty() {
-            return Err(refuse(&node, "the program has no launches that draw tokens"));
-        }
         self.program.sampling.iter().map(|launch| self.bind(driver, &node, launch)).collect()
     }
 

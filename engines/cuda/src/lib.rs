@@ -6,6 +6,7 @@
 mod buckets;
 mod draw;
 mod engine;
+mod gpu;
 mod launches;
 mod load;
 mod memory;
@@ -16,6 +17,7 @@ mod target;
 mod transfer;
 
 pub use engine::CudaEngine;
+pub use gpu::GpuDriver;
 pub use launches::LAUNCH_EVENTS;
 pub use load::{CudaOptions, DEFAULT_RESERVE};
 pub use target::{Choice, choose};

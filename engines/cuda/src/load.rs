@@ -210,6 +210,7 @@ impl CudaEngine {
         let info = EngineInfo {
             path: format!("{family}/{}", choice.target),
             threads: 1,
+            steps_ahead: 1,
             vocab_size,
             max_batch: limits.max_batch,
             max_num_tokens: limits.max_num_tokens,

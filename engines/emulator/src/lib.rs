@@ -2,6 +2,15 @@
 
 mod check;
 pub mod decode;
+mod device;
+mod driver;
+pub mod exec;
+pub mod fault;
+pub mod memory;
 pub mod monitor;
+mod options;
+pub mod ptx;
 
 pub use check::{CheckOptions, CheckedLaunch, Checker};
+pub use driver::Emulator;
+pub use options::{DeviceModel, EmulatorOptions};

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::inspect;
 use crate::reader::Plan;
-use crate::schema::{Program, Weight, hex};
+use crate::schema::{DeviceLaunch, Launch, Program, Weight, hex};
 
 /// One thing that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -114,18 +114,43 @@ fn program(out: &mut Vec<Difference>, name: &str, (a, wa): Side<'_>, (b, wb): Si
             .collect()
     };
     keyed(out, &at("buffer"), &buffers(a), &buffers(b), String::clone);
-    // Common launches at both ends are left out; what is between is listed as it stands.
-    let lines = |p: &Program, w: &[Weight]| -> Vec<String> {
-        p.launches.iter().map(|l| inspect::launch(l, p, w)).collect()
+    let modules = |p: &Program| -> BTreeMap<String, String> {
+        let mut by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for m in &p.modules {
+            let facts = by_name.entry(m.name.clone()).or_default();
+            facts.push(inspect::code(m));
+            facts.extend(inspect::kernels(m));
+        }
+        by_name.into_iter().map(|(name, facts)| (name, facts.join("; "))).collect()
     };
-    let (la, lb) = (lines(a, wa), lines(b, wb));
-    let head = la.iter().zip(&lb).take_while(|(x, y)| x == y).count();
+    keyed(out, &at("module"), &modules(a), &modules(b), String::clone);
+    let launches = |p: &Program, w: &[Weight]| -> Vec<String> {
+        let text = |l: &Launch| {
+            let device = l.device.iter().map(|d| format!("\n      {}", device_launch(d, p)));
+            inspect::launch(l, p, w) + &device.collect::<String>()
+        };
+        p.launches.iter().map(text).collect()
+    };
+    in_order(out, &at("launch"), &launches(a, wa), &launches(b, wb));
+    let sampling = |p: &Program| -> Vec<String> { p.sampling.iter().map(|d| device_launch(d, p)).collect() };
+    in_order(out, &at("sampling launch"), &sampling(a), &sampling(b));
+}
+
+/// By the name of its module, which keeps it when others come before it.
+fn device_launch(d: &DeviceLaunch, p: &Program) -> String {
+    let module = p.modules.get(d.module as usize).map_or("", |m| m.name.as_str());
+    inspect::device_launch(d, module)
+}
+
+/// Common lines at both ends are left out; what is between is listed as it stands.
+fn in_order(out: &mut Vec<Difference>, what: &str, la: &[String], lb: &[String]) {
+    let head = la.iter().zip(lb).take_while(|(x, y)| x == y).count();
     let tail = la[head..].iter().rev().zip(lb[head..].iter().rev()).take_while(|(x, y)| x == y).count();
     let (ma, mb) = (&la[head..la.len() - tail], &lb[head..lb.len() - tail]);
     for i in 0..ma.len().max(mb.len()) {
         let (x, y) = (ma.get(i), mb.get(i));
         if x != y {
-            out.push(Difference { what: at(&format!("launch {}", head + i)), a: x.cloned(), b: y.cloned() });
+            out.push(Difference { what: format!("{what} {}", head + i), a: x.cloned(), b: y.cloned() });
         }
     }
 }
@@ -162,7 +187,10 @@ fn union<T>(a: &BTreeMap<String, T>, b: &BTreeMap<String, T>) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::schema::Param;
-    use crate::testing::{assemble, small_plan, small_tables, small_weights};
+    use crate::testing::{
+        assemble, small_cuda_plan, small_cuda_tables, small_cuda_weights, small_plan, small_tables,
+        small_weights,
+    };
     use crate::writer::{Tables, WeightSpec, place};
 
     fn edited(specs: Vec<WeightSpec>, edit: impl FnOnce(&mut Tables)) -> Plan {
@@ -210,6 +238,34 @@ mod tests {
             ["program decoder cpu rank 0/1: launch 1\n  - h = rms_norm(x, @norm.0) {eps=1e-5} # h\n  + h = \
               rms_norm(x, @norm.0) {eps=1e-6} # h"]
         );
+    }
+
+    #[test]
+    fn device_code_and_its_launches_are_compared() {
+        let a = Plan::from_bytes(small_cuda_plan().unwrap()).unwrap();
+        let (weights, data_bytes) = place(small_cuda_weights()).unwrap();
+        let mut tables = small_cuda_tables(&weights);
+        let p = &mut tables.programs[0];
+        p.modules[0].entries[0].registers = 41;
+        p.launches[1].device[0].block = 64;
+        p.sampling[0].args.pop();
+        let mut file = assemble(&tables, &weights, data_bytes).unwrap();
+        crate::testing::reseal(&mut file);
+        let b = Plan::from_bytes(file).unwrap();
+        let found: Vec<_> = diff(&a, &b).into_iter().map(|d| (d.what, d.b.unwrap_or_default())).collect();
+        let name = |what: &str| format!("program decoder sm_80 rank 0/1: {what}");
+        assert_eq!(found.len(), 3);
+        assert_eq!(found[0].0, name("module rows"));
+        assert!(
+            found[0].1.ends_with("rows: 41 registers, 0 bytes spilled, 16 bytes of stack, 1024 bytes shared")
+        );
+        assert_eq!(found[1].0, name("launch 1"));
+        assert_eq!(
+            found[1].1,
+            "h = rms_norm(x, @norm.0) {eps=1e-5} # h\n      rows:rows [t, 1, 1] x 64 (input 0, input 1, output 0, t)"
+        );
+        let drawn = "sampler:rows [r, 1, 1] x 128 (input 0, 40, $scores, $counts, $draw_params)";
+        assert_eq!(found[2], (name("sampling launch 0"), drawn.to_string()));
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::memory::Bytes;
 use crate::operand::SYMBOL_NAMES;
 use crate::reader::Plan;
 use crate::schema::{
-    CacheGroup, CacheKind, Expr, Input, Launch, Operand, Param, Place, Program, Target, Weight, hex,
+    Arg, Blob, CacheGroup, CacheKind, DeviceLaunch, Expr, Extent, Input, Launch, Module, Operand, Param,
+    Place, Program, StepSymbol, StepTable, Target, Term, Weight, When, hex,
 };
 
 /// Bytes of weights that are stored again in another layout: of each name, all but the largest.
@@ -53,6 +54,7 @@ pub fn json(plan: &Plan) -> Value {
         "programs": plan.programs(),
         "weights": plan.weights(),
         "weight_bytes": plan.data_bytes(),
+        "code_bytes": plan.code_section().len(),
         "duplicated_bytes": duplicated_bytes(plan.weights()),
         "text": plan.text(),
         "tokenizer_bytes": plan.tokenizer_json().map(<[u8]>::len),
@@ -144,10 +146,124 @@ fn write_program(out: &mut String, p: &Program, weights: &[Weight]) -> fmt::Resu
         let rows = expr(&b.rows);
         writeln!(out, "  buffer {i} {}: {}[{rows}, {}] at {}", safe(&b.name), b.dtype, b.cols, b.offset)?;
     }
+    for (i, m) in p.modules.iter().enumerate() {
+        writeln!(out, "  module {i} {}: {}", safe(&m.name), code(m))?;
+        for line in kernels(m) {
+            writeln!(out, "    kernel {line}")?;
+        }
+    }
     for (i, l) in p.launches.iter().enumerate() {
         writeln!(out, "  {i}: {}", launch(l, p, weights))?;
+        for d in &l.device {
+            writeln!(out, "    {}", device_launch(d, &short(d, p)))?;
+        }
     }
-    writeln!(out, "  logits {}", operand(&p.logits, p, weights))
+    writeln!(out, "  logits {}", operand(&p.logits, p, weights))?;
+    for d in &p.sampling {
+        writeln!(out, "  sampling {}", device_launch(d, &short(d, p)))?;
+    }
+    Ok(())
+}
+
+/// The forms of a module's code: bytes and the start of their hash.
+pub fn code(m: &Module) -> String {
+    let form = |name: &str, blob: &Option<Blob>| {
+        blob.map(|b| format!("{name} {} bytes {}", b.bytes, &hex(&b.hash)[..16]))
+    };
+    let forms = [form("cubin", &m.cubin), form("ptx", &m.ptx)];
+    forms.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// What the compiler said of each kernel of a module, a line each.
+pub fn kernels(m: &Module) -> Vec<String> {
+    let line = |e: &crate::schema::Entry| {
+        format!(
+            "{}: {} registers, {} bytes spilled, {} bytes of stack, {} bytes shared",
+            safe(&e.name),
+            e.registers,
+            e.spill_bytes,
+            e.stack_bytes,
+            e.shared_bytes
+        )
+    };
+    m.entries.iter().map(line).collect()
+}
+
+/// Index and first word of a launch's module: what it is specialised on stands with the module.
+fn short(d: &DeviceLaunch, p: &Program) -> String {
+    let name = p.modules.get(d.module as usize).map_or("", |m| m.name.as_str());
+    format!("{} {}", d.module, name.split(' ').next().unwrap_or_default())
+}
+
+/// A device launch on one line: `module:kernel [grid] x block + dynamic shared memory (arguments) when`.
+pub fn device_launch(d: &DeviceLaunch, module: &str) -> String {
+    let module = safe(module);
+    let grid: Vec<String> = d.grid.iter().map(extent).collect();
+    let args: Vec<String> = d.args.iter().map(arg).collect();
+    let shared = if d.shared_bytes == 0 { String::new() } else { format!(" + {} bytes", d.shared_bytes) };
+    let when = match d.when {
+        When::Always => String::new(),
+        When::Range { symbol, min, max } => format!(" while {min} <= {} <= {max}", step_symbol(symbol)),
+        When::Mixed => " while some sequence has several rows".to_string(),
+    };
+    let dependent = if d.dependent { ", dependent" } else { "" };
+    let (grid, args) = (grid.join(", "), args.join(", "));
+    format!("{module}:{} [{grid}] x {}{shared} ({args}){when}{dependent}", safe(&d.entry), d.block)
+}
+
+fn extent(e: &Extent) -> String {
+    let (constant, terms) = match e {
+        Extent::Sum { constant, terms } => (*constant, terms),
+        Extent::Fill { per_sm, most } => return format!("{per_sm} per sm to {most}"),
+    };
+    let term = |t: &Term| {
+        let blocks = match t.per {
+            1 => step_symbol(t.symbol).to_string(),
+            per => format!("ceil({} / {per})", step_symbol(t.symbol)),
+        };
+        if t.times == 1 { blocks } else { format!("{} {blocks}", t.times) }
+    };
+    let mut parts: Vec<String> = terms.iter().map(term).collect();
+    if constant > 0 || parts.is_empty() {
+        parts.push(constant.to_string());
+    }
+    parts.join(" + ")
+}
+
+fn step_symbol(symbol: StepSymbol) -> &'static str {
+    SYMBOL_NAMES[symbol as usize]
+}
+
+fn arg(a: &Arg) -> String {
+    match a {
+        Arg::Input(i) => format!("input {i}"),
+        Arg::Output(i) => format!("output {i}"),
+        Arg::Table(table) => format!("${}", table_name(*table)),
+        Arg::Symbol(symbol) => step_symbol(*symbol).to_string(),
+        Arg::U32(v) => v.to_string(),
+        Arg::U64(v) => format!("{v}u64"),
+        Arg::F32(v) => format!("{v:?}"),
+    }
+}
+
+/// A step table as it stands in text.
+pub const fn table_name(table: StepTable) -> &'static str {
+    match table {
+        StepTable::Tokens => "tokens",
+        StepTable::Positions => "positions",
+        StepTable::RowSequence => "row_sequence",
+        StepTable::Sequences => "sequences",
+        StepTable::Blocks => "blocks",
+        StepTable::SampleRows => "sample_rows",
+        StepTable::Drawn => "drawn",
+        StepTable::DrawParams => "draw_params",
+        StepTable::Masks => "masks",
+        StepTable::Counts => "counts",
+        StepTable::Bias => "bias",
+        StepTable::Stops => "stops",
+        StepTable::Answers => "answers",
+        StepTable::Scores => "scores",
+    }
 }
 
 /// One launch on one line: `outputs = kernel(inputs) {params} # node`.
@@ -241,18 +357,19 @@ fn safe(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::small_plan;
+    use crate::testing::{small_cuda_plan, small_plan};
 
     #[test]
     fn text_is_stable() {
-        let plan = Plan::from_bytes(small_plan().unwrap()).unwrap();
-        let got = text(&plan);
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/small.txt");
-        if std::env::var_os("BLESS").is_some() {
-            std::fs::write(path, &got).unwrap();
+        for (name, file) in [("small.txt", small_plan()), ("small-cuda.txt", small_cuda_plan())] {
+            let got = text(&Plan::from_bytes(file.unwrap()).unwrap());
+            let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+            if std::env::var_os("BLESS").is_some() {
+                std::fs::write(&path, &got).unwrap();
+            }
+            let want = std::fs::read_to_string(&path).unwrap_or_default();
+            assert_eq!(got, want, "run with BLESS=1 if the change is meant");
         }
-        let want = std::fs::read_to_string(path).unwrap_or_default();
-        assert_eq!(got, want, "run with BLESS=1 if the change is meant");
     }
 
     #[test]
@@ -264,6 +381,13 @@ mod tests {
         assert_eq!(v["weights"][0]["hash"].as_str().unwrap().len(), 64);
         assert_eq!(v["weights"][0]["dtype"], "bf16");
         assert_eq!(v, json(&plan));
+        let cuda = json(&Plan::from_bytes(small_cuda_plan().unwrap()).unwrap());
+        assert_eq!(cuda["programs"][0]["modules"][0]["entries"][0]["registers"], 40);
+        assert_eq!(cuda["programs"][0]["modules"][1]["cubin"]["bytes"], 100);
+        assert_eq!(
+            cuda["programs"][0]["launches"][0]["device"][0]["grid"][0]["Sum"]["terms"][0]["symbol"],
+            "Tokens"
+        );
     }
 
     #[test]

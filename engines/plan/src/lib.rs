@@ -16,6 +16,7 @@ mod older;
 pub mod operand;
 mod reader;
 pub mod schema;
+mod strip;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod truncation;
@@ -26,5 +27,6 @@ pub use code::CodeWriter;
 pub use error::{Damage, PlanError};
 pub use memory::{DeviceMemory, MemoryReport, MemoryRequest};
 pub use reader::Plan;
+pub use strip::strip_ptx;
 pub use verify::{VerifyError, verify};
 pub use writer::{PlanWriter, Tables, WeightSink, WeightSpec, Written};

@@ -6,7 +6,7 @@ use lathe_device::{Answer, DrawParams, Sequence};
 pub use lathe_device::{MAX_LOGIT_BIAS, MAX_STOP_IDS};
 use serde::Serialize;
 
-use crate::schema::{CacheGroup, CacheKind, Limits, ModelCard, Place, Program, StepTable, Weight};
+use crate::schema::{CacheGroup, CacheKind, Limits, ModelCard, Place, Program, StepTable, Target, Weight};
 
 /// Alignment of what an engine places in device memory; each line of the report is a sum of multiples of it.
 pub const DEVICE_ALIGN: u64 = 256;
@@ -127,6 +127,16 @@ fn aligned(bytes: u64) -> u64 {
 }
 
 impl MemoryReport {
+    /// The memory of `program` on what it was compiled for; `weights` is the plan's table.
+    pub fn of(card: &ModelCard, program: &Program, weights: &[Weight], request: MemoryRequest) -> Self {
+        if program.target != Target::Cpu {
+            return Self::on_device(card, program, weights, request.kv_tokens);
+        }
+        let named = weights_of(program);
+        let mapped = named.iter().filter_map(|i| weights.get(*i as usize)).map(|w| w.bytes).sum();
+        Self::new(card, program, mapped, request)
+    }
+
     /// The memory of a CPU `program`. Numbers that 64 bits do not hold are at their largest, and so refused anywhere.
     pub fn new(card: &ModelCard, program: &Program, weights_mapped: u64, request: MemoryRequest) -> Self {
         let limits = &card.limits;

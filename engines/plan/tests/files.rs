@@ -9,7 +9,7 @@ use lathe_plan::testing::{
     small_cuda_plan, small_cuda_tables, small_cuda_weights, small_plan, small_tables, small_weight_bytes,
     small_weights, write_small,
 };
-use lathe_plan::{Damage, Plan, PlanError, PlanWriter};
+use lathe_plan::{Damage, Plan, PlanError, PlanWriter, strip_ptx};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -115,6 +115,35 @@ fn code_that_is_damaged_or_gone_is_named() {
         e.starts_with("plan in memory: program decoder: module 0 rows: ") && e.ends_with("the code's 0"),
         "{e}"
     );
+}
+
+#[test]
+fn ptx_is_stripped_where_machine_code_stays() {
+    let folder = folder();
+    let path = folder.path().join("stripped.plan");
+    let whole = Plan::from_bytes(small_cuda_plan().unwrap()).unwrap();
+    strip_ptx(&whole, &path).unwrap();
+    let plan = Plan::open(&path).unwrap();
+    plan.verify_weights(|_| ()).unwrap();
+    let ptx: Vec<_> = plan.programs()[0].modules.iter().map(|m| m.ptx.is_some()).collect();
+    assert_eq!(ptx, [false, false, true], "the last has no machine code");
+    for (new, old) in plan.programs()[0].modules.iter().zip(&whole.programs()[0].modules) {
+        assert_eq!(plan.module_cubin(new), whole.module_cubin(old));
+        assert!(new.ptx.is_none() || plan.module_ptx(new) == whole.module_ptx(old));
+    }
+    let same = |p: &Plan| (p.weights().to_vec(), p.card().clone(), p.tokenizer_json().map(<[u8]>::to_vec));
+    assert_eq!(same(&plan), same(&whole));
+    // Again, in place: nothing is left to strip.
+    let before = fs::read(&path).unwrap();
+    strip_ptx(&plan, &path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), before);
+
+    let mut bytes = small_cuda_plan().unwrap();
+    bytes[4096 + 3072] ^= 1;
+    let damaged = Plan::from_bytes(bytes).unwrap();
+    let e = strip_ptx(&damaged, &folder.path().join("x.plan")).unwrap_err().to_string();
+    assert_eq!(e, "plan in memory: weight norm.0 does not match its hash; copy or compile the plan again");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[test]

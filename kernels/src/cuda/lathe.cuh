@@ -77,6 +77,26 @@ __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// 16 bytes of shared memory, the address a multiple of 16.
+__device__ __forceinline__ void load_shared16(u32 (&d)[4], u32 shared) {
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(shared)
+                 : "memory");
+}
+__device__ __forceinline__ void store_shared16(u32 shared, const u32 (&s)[4]) {
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(shared), "r"(s[0]), "r"(s[1]), "r"(s[2]), "r"(s[3])
+                 : "memory");
+}
+
+// 16 or 8 bytes to global memory as one; the compiler often splits such stores.
+__device__ __forceinline__ void store_global16(void* to, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+__device__ __forceinline__ void store_global8(void* to, u32 a, u32 b) {
+    asm volatile("st.global.v2.u32 [%0], {%1,%2};" ::"l"(to), "r"(a), "r"(b) : "memory");
+}
+
 // Four 8x8 tiles of 16-bit elements; lane l gives the address of row l % 8 of tile l / 8.
 __device__ __forceinline__ void ldmatrix4(u32 (&d)[4], u32 shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"

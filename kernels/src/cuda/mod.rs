@@ -9,8 +9,11 @@ use lathe_numerics::DType;
 pub mod mma16;
 
 /// A header that device sources may include by its name.
-pub const HEADERS: &[(&str, &str)] =
-    &[("lathe.cuh", include_str!("lathe.cuh")), ("step.cuh", include_str!("step.cuh"))];
+pub const HEADERS: &[(&str, &str)] = &[
+    ("lathe.cuh", include_str!("lathe.cuh")),
+    ("step.cuh", include_str!("step.cuh")),
+    ("gemm.cuh", include_str!("../gemm/cuda/gemm.cuh")),
+];
 
 /// A device source and what it is specialised on: one module of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

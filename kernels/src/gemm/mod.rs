@@ -18,6 +18,8 @@ use crate::{Dst, IsaPath, Kernel, Src, lanes};
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod cases;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod pack;
 pub mod reference;
 mod scalar;

@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
+use lathe_cuda::GpuDriver;
 use lathe_device::{
-    Arg, ArgValue, DeviceInfo, DeviceLaunch, DevicePtr, Driver, Function, FunctionInfo, Image, LaunchConfig,
-    Module, Sequence, StepTable, Symbols,
+    Arch, Arg, ArgValue, DeviceInfo, DeviceLaunch, DevicePtr, Driver, DriverError, Function, FunctionInfo,
+    Image, LaunchConfig, Module, Sequence, StepTable, Symbols,
 };
+use lathe_emulator::{CheckOptions, DeviceModel, Emulator, EmulatorOptions};
 use lathe_kernels::cuda::{Launches, Source, Stage};
 use lathe_numerics::DType;
 use lathe_nvrtc::Compiler;
@@ -33,6 +35,8 @@ pub struct Rig {
     modules: BTreeMap<Source, Module>,
     functions: BTreeMap<(u32, String), (u32, Function, FunctionInfo)>,
     launched: Vec<String>,
+    /// Memory that nobody wrote is filled with ones: NaN as a float, -1 as an integer. Not for drivers that notice reads
+    /// of it by themselves.
     poison: bool,
 }
 
@@ -50,12 +54,45 @@ impl Rig {
         }
     }
 
-    /// Leaves memory that nobody wrote as the driver gives it, for drivers that notice when it is read. Otherwise it
-    /// is filled with ones: NaN as a float, -1 as an integer.
-    #[must_use]
-    pub fn without_poison(mut self) -> Self {
-        self.poison = false;
-        self
+    /// A rig over an emulated sm_90 device. Checked, it runs blocks, warps and dependent launches in an order of chance
+    /// (always the same one) and fails on races, missing waits and use of undefined data; an order of magnitude slower.
+    ///
+    /// # Errors
+    /// The emulator's.
+    pub fn emulator(check: bool) -> Result<Self> {
+        let seed = check.then_some(1);
+        Self::emulated(Arch { major: 9, minor: 0 }, check.then(CheckOptions::default), seed)
+    }
+
+    /// A rig over an emulated device of any architecture, in an order of chance if there is a seed.
+    ///
+    /// # Errors
+    /// The emulator's; an architecture without kernels.
+    pub fn emulated(arch: Arch, check: Option<CheckOptions>, seed: Option<u64>) -> Result<Self> {
+        let options = EmulatorOptions { check, seed, ..EmulatorOptions::new(DeviceModel::of(arch)) };
+        let rig = Rig::new(Box::new(Emulator::new(&options)?), target(arch)?);
+        Ok(Rig { poison: check.is_none(), ..rig })
+    }
+
+    /// A rig over the first GPU; `None`, with a line on standard error, where there is none.
+    ///
+    /// # Errors
+    /// No GPU although `REQUIRE_GPU=1` asks for one; a GPU of an architecture without kernels.
+    pub fn gpu() -> Result<Option<Self>> {
+        let driver = match GpuDriver::open(0) {
+            Ok(driver) => driver,
+            Err(DriverError::Unavailable { what, why }) => {
+                ensure!(
+                    std::env::var("REQUIRE_GPU").as_deref() != Ok("1"),
+                    "REQUIRE_GPU=1: no {what}: {why}"
+                );
+                eprintln!("skipped: no device ({what}: {why})");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let arch = target(driver.info().arch)?;
+        Ok(Some(Rig::new(Box::new(driver), arch)))
     }
 
     /// The device.
@@ -316,6 +353,19 @@ impl Rig {
     }
 }
 
+/// What to compile for: machine code runs on its own major version from its minor version on.
+fn target(device: Arch) -> Result<&'static str> {
+    let runs = |name: &&&str| {
+        let digits = name.trim_start_matches("sm_").trim_end_matches('a');
+        let (major, minor) = digits.split_at(digits.len() - 1);
+        let exact = name.ends_with('a');
+        let minor: u32 = minor.parse().unwrap_or(u32::MAX);
+        major.parse() == Ok(device.major) && if exact { minor == device.minor } else { minor <= device.minor }
+    };
+    let newest = lathe_nvrtc::supported().iter().rev().find(runs);
+    newest.copied().with_context(|| format!("{device}: no kernels; there are {:?}", lathe_nvrtc::supported()))
+}
+
 fn value(arg: Arg, symbols: &Symbols, operands: &Operands, outputs: &[DevicePtr]) -> Result<ArgValue> {
     let operand = |what: &str, list: &[DevicePtr], index: u32| match list.get(index as usize) {
         Some(at) => Ok(ArgValue::Ptr(*at)),
@@ -333,4 +383,28 @@ fn value(arg: Arg, symbols: &Symbols, operands: &Operands, outputs: &[DevicePtr]
         Arg::U64(x) => ArgValue::U64(x),
         Arg::F32(x) => ArgValue::F32(x),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_get_the_newest_code_that_runs_on_them() {
+        for (device, want) in [((8, 0), "sm_80"), ((8, 7), "sm_86"), ((8, 9), "sm_89"), ((9, 0), "sm_90")] {
+            assert_eq!(target(Arch { major: device.0, minor: device.1 }).unwrap(), want);
+        }
+        assert_eq!(target(Arch { major: 12, minor: 0 }).unwrap(), "sm_120a");
+        for (major, minor) in [(7, 5), (10, 0), (12, 1)] {
+            assert!(target(Arch { major, minor }).unwrap_err().to_string().contains("sm_120a"));
+        }
+    }
+
+    /// What the tests of kernels do on a GPU, on the smallest of kernels.
+    #[test]
+    fn a_gpu_answers_or_is_not_there() {
+        let Some(mut rig) = Rig::gpu().unwrap() else { return };
+        let at = rig.i32s("numbers", &[1, -2, 3]).unwrap();
+        assert_eq!(rig.read_i32(at, 3).unwrap(), [1, -2, 3]);
+    }
 }

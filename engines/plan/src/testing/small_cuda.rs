@@ -6,7 +6,7 @@ use lathe_numerics::DType;
 use super::small::{assembled, small_tables, small_weights};
 use crate::code::CodeWriter;
 use crate::error::PlanError;
-use crate::operand::SEQUENCES;
+use crate::operand::{ROWS, SEQUENCES};
 use crate::schema::{Buffer, Entry, Expr, Launch, Layout, Module, Operand, Place, Program, Target, Weight};
 use crate::writer::{Tables, WeightSpec};
 
@@ -96,7 +96,8 @@ fn stages(l: &Launch) -> Vec<DeviceLaunch> {
         (0..l.inputs.len() as u32).filter(|i| !matches!(l.inputs[*i as usize].place, Place::Input(_)));
     let mut args: Vec<Arg> = inputs.map(Arg::Input).collect();
     args.extend((0..l.outputs.len() as u32).map(Arg::Output));
-    let symbol = if l.node == "logits" { StepSymbol::Rows } else { StepSymbol::Tokens };
+    let of_rows = l.outputs[0].rows == Expr::symbol(ROWS);
+    let symbol = if of_rows { StepSymbol::Rows } else { StepSymbol::Tokens };
     let per_row = || [Extent::per(symbol, 1, 1), Extent::fixed(1), Extent::fixed(1)];
     args.push(Arg::Symbol(symbol));
     let rows = |when| launch(ROWS_MODULE, "rows", when, per_row());

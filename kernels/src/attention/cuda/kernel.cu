@@ -1,6 +1,6 @@
 // Causal grouped-query attention over the paged cache, 16-bit, by tensor cores; the order of summation is in mod.rs.
-// Entries: `attention_decode` for sequences of few rows (with `attention_fold` where it splits), `attention_prefill` for
-// the others. Both walk leaves of 128 positions in stages of COLS columns: K's stages, then V's.
+// Entries: `attention_decode` for sequences of few rows, or `attention_split` and `attention_fold`; `attention_prefill`
+// for the others. Both walk leaves of 128 positions in stages of COLS columns: K's stages, then V's.
 // Macros: ELEMENT of q, cache and output; HEADS, KV_HEADS, HEAD_DIM; COLS, a multiple of 16 that divides HEAD_DIM; BLOCK
 // positions of BLOCK_BYTES bytes over all layers; WINDOW positions that a row sees, 0 for all; MAX_LEAVES that a row sees.
 #include "lathe.cuh"
@@ -12,8 +12,6 @@ constexpr int WARPS = THREADS / 32;
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int LEAF = 128;
 constexpr int STAGES = 3;
-// Loads of a stage that are under construction at a time: wide heads leave few registers.
-constexpr int LOADS = HEAD_DIM > 128 ? 1 : 8;
 // Stages of K, and of V, in a leaf.
 constexpr int PARTS = HEAD_DIM / COLS;
 // Shared rows are an odd number of 16-byte pieces apart, so that `ldmatrix` meets no bank twice.
@@ -25,7 +23,9 @@ constexpr int Q_PITCH = 16 * (Q_PIECES | 1);
 constexpr int P_PITCH = 16 * (LEAF / 8 + 1);
 // Tiles of 16 rows (query, head of the group) that the decode kernel takes of a sequence.
 constexpr int DECODE_TILES = (GROUP + 15) / 16;
-constexpr int PREFILL_ROWS = 16 * WARPS;
+// Warps that share 16 rows of prefill: one has no registers for a wide head.
+constexpr int PREFILL_SHARE = HEAD_DIM > 128 ? 2 : 1;
+constexpr int PREFILL_ROWS = 16 * WARPS / PREFILL_SHARE;
 #define ABSENT __uint_as_float(0xff800000u)  // minus infinity
 
 extern __shared__ __align__(16) u8 shared_memory[];
@@ -50,6 +50,10 @@ __device__ __forceinline__ int first_seen(int position) {
 // Row `row` of the sequence's (query, head of the group) pairs; rows past its end see nothing.
 __device__ __forceinline__ int position_of(const Sequence& s, int row) {
     return row < s.q_len * GROUP ? s.kv_len - s.q_len + row / GROUP : -1;
+}
+
+__device__ __forceinline__ int last_row(const Sequence& s, int row0, int rows) {
+    return min(row0 + rows, s.q_len * GROUP) - 1;
 }
 
 __device__ __forceinline__ u64 element_of(const Sequence& s, int kv_head, int row) {
@@ -81,23 +85,28 @@ __device__ __forceinline__ void load_q(u32 to, const ELEMENT* q, const Sequence&
 struct Walk {
     const u8* head;     // K of the block's head in cache block 0
     const int* blocks;  // of the sequence
-    int kv_len;
-    u32 ring;  // shared address
+    int first, end;     // positions that the block's rows see
+    u32 ring;           // shared address
 
-    // Starts loading part `part` (K's, then V's) of the leaf at `start`; positions past the end become zero.
-    __device__ __forceinline__ void load(int slot, int start, int part) const {
+    // Starts loading part `part` (K's, then V's) of a leaf; positions that no row sees become zero. A warp takes 16
+    // positions, which lie in one cache block, at a time.
+    __device__ __forceinline__ void load(int slot, int leaf, int part) const {
         constexpr u64 V_BYTES = u64(KV_HEADS) * BLOCK * HEAD_DIM * 2;
-        const u8* from = head + (part < PARTS ? part * COLS * 2 : V_BYTES + (part - PARTS) * COLS * 2);
-        u32 to = ring + slot * STAGE_BYTES;
-#pragma unroll LOADS
-        for (int j = 0; j < PIECES * LEAF / THREADS; j++) {
-            int i = threadIdx.x + j * THREADS;
-            int row = i / PIECES, piece = i % PIECES;
-            int position = start + row;
-            bool valid = position < kv_len;
-            u64 block = valid ? blocks[position / BLOCK] : 0;
-            u64 at = block * BLOCK_BYTES + (position % BLOCK * HEAD_DIM + piece * 8) * 2;
-            cp_async16(to + row * PITCH + piece * 16, valid ? from + at : from, valid);
+        const u8* column = head + (part < PARTS ? part * COLS * 2 : V_BYTES + (part - PARTS) * COLS * 2);
+        int low = first - leaf * LEAF, high = end - leaf * LEAF;
+#pragma unroll
+        for (int g = 0; g < LEAF / 16 / WARPS; g++) {
+            int row0 = (g * WARPS + warp_id()) * 16, position = leaf * LEAF + row0;
+            bool any = row0 < high && (WINDOW == 0 || row0 + 16 > low);
+            u64 block = any ? blocks[position / BLOCK] : 0;
+            const u8* from = column + block * BLOCK_BYTES + position % BLOCK * (HEAD_DIM * 2);
+            u32 to = ring + slot * STAGE_BYTES + row0 * PITCH;
+#pragma unroll
+            for (int i = 0; i < 16 * PIECES / 32; i++) {
+                int row = (lane_id() + 32 * i) / PIECES, piece = (lane_id() + 32 * i) % PIECES;
+                bool valid = row0 + row < high && (WINDOW == 0 || row0 + row >= low);
+                cp_async16(to + row * PITCH + piece * 16, from + row * (HEAD_DIM * 2) + piece * 16, valid);
+            }
         }
     }
 };
@@ -123,19 +132,26 @@ __device__ __forceinline__ void scores(float (&s)[2 * TILES][4], u32 q, u32 keys
     }
 }
 
-// Scales scores of positions `start ..`, hides what a row does not see, and gives the largest of each row so far.
+// Scales scores of positions `start ..`, hides what a row does not see unless all see all, and gives the largest of
+// each row.
 template <int TILES>
 __device__ __forceinline__ void mask(float (&s)[2 * TILES][4], float (&largest)[2], const Rows& rows, int start,
-                                     float scale) {
-    int column = start + lane_id() % 4 * 2;
+                                     bool all, float scale) {
 #pragma unroll
     for (int t = 0; t < 2 * TILES; t++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int position = column + t * 8 + i % 2, row = i / 2;
-            bool seen = position <= rows.last[row] && (WINDOW == 0 || position >= rows.first[row]);
-            s[t][i] = seen ? mul(s[t][i], scale) : ABSENT;
-        }
+        for (int i = 0; i < 4; i++) s[t][i] = mul(s[t][i], scale);
+    if (!all) {
+        int column = start + lane_id() % 4 * 2;
+#pragma unroll
+        for (int t = 0; t < 2 * TILES; t++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int position = column + t * 8 + i % 2, row = i / 2;
+                bool seen = position <= rows.last[row] && (WINDOW == 0 || position >= rows.first[row]);
+                if (!seen) s[t][i] = ABSENT;
+            }
+    }
 #pragma unroll
     for (int row = 0; row < 2; row++) {
         float m = ABSENT;
@@ -167,12 +183,6 @@ __device__ __forceinline__ void value_step(float (&lo)[4], float (&hi)[4], const
     mma<ELEMENT>(hi, p, {b[2], b[3]});
 }
 
-// Sum of the rounded weights, by the same instruction: a column of ones.
-__device__ __forceinline__ void sum_step(float (&sum)[4], const u32 (&p)[4]) {
-    u32 one = pack<ELEMENT>(1.0f, 1.0f);
-    mma<ELEMENT>(sum, p, {one, one});
-}
-
 // The state after a leaf, and what the accumulators before it and of it are multiplied with.
 struct Factors {
     float before[2], of[2];
@@ -192,8 +202,13 @@ __device__ __forceinline__ float fold_value(float total, float of_leaf, float be
     return add(mul(total, before), mul(of_leaf, of));
 }
 
-// A leaf that a row does not see changes nothing.
-__device__ __forceinline__ Factors fold(State& state, const float (&largest)[2], const float (&sum)[4]) {
+// Sums the rounded weights by the instruction that weighs values, over a column of ones, and folds the leaf in. A leaf
+// that a row does not see changes nothing.
+__device__ __forceinline__ Factors sum_and_fold(State& state, float (&sum)[4], const u32 (&p)[LEAF / 16][4],
+                                                const float (&largest)[2]) {
+    u32 one = pack<ELEMENT>(1.0f, 1.0f);
+#pragma unroll
+    for (int k = 0; k < LEAF / 16; k++) mma<ELEMENT>(sum, p[k], {one, one});
     Factors f;
 #pragma unroll
     for (int row = 0; row < 2; row++) {
@@ -212,14 +227,13 @@ __device__ __forceinline__ void fold_tile(float (&total)[4], const float (&leaf)
 
 // Rounds 8 columns of 16 rows out; `column` is that of the first.
 __device__ __forceinline__ void store_tile(ELEMENT* out, const Sequence& s, int kv_head, int row0, int column,
-                                           const float (&total)[4], const State& state) {
+                                           const float (&total)[4], const float (&inverse)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int row = row0 + lane_id() / 4 + 8 * i;
         if (row >= s.q_len * GROUP) continue;
         ELEMENT* to = out + element_of(s, kv_head, row) + column + lane_id() % 4 * 2;
-        *reinterpret_cast<u32*>(to) = pack<ELEMENT>(__fdiv_rn(total[2 * i], state.sum[i]),
-                                                    __fdiv_rn(total[2 * i + 1], state.sum[i]));
+        *reinterpret_cast<u32*>(to) = pack<ELEMENT>(mul(total[2 * i], inverse[i]), mul(total[2 * i + 1], inverse[i]));
     }
 }
 
@@ -235,49 +249,78 @@ __device__ __forceinline__ u64 partial_of(int sequence, int head, int leaf) {
     return ((u64(sequence) * HEADS + head) * MAX_LEAVES + leaf) * PARTIAL;
 }
 
-// True if the leaves of a sequence go to several blocks. Several queries would need as many times the workspace.
-__device__ __forceinline__ bool splits(const Sequence& s, int leaves) { return s.q_len == 1 && leaves > 1; }
+// Leaves 8 columns from `column` on, the `tile`-th of the stage, of a leaf's result for `attention_fold`.
+__device__ __forceinline__ void store_partial(float* partials, int sequence, int kv_head, int row0, int leaf,
+                                              int column, int tile, const float (&acc)[4], const float (&largest)[2],
+                                              const float (&sum)[4]) {
+    if (tile >= COLS / 8) return;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int row = row0 + lane_id() / 4 + 8 * i;
+        if (row >= GROUP) continue;
+        float* to = partials + partial_of(sequence, kv_head * GROUP + row, leaf);
+        *reinterpret_cast<float2*>(to + column + lane_id() % 4 * 2) = make_float2(acc[2 * i], acc[2 * i + 1]);
+        if (column == 0 && lane_id() % 4 == 0)
+            *reinterpret_cast<float2*>(to + HEAD_DIM) = make_float2(largest[i], sum[2 * i]);
+    }
+}
 
-// One block per sequence, tile of 16 rows under a key-value head, and share of the leaves. Warps share positions of the
-// scores and columns of the values.
-template <bool SPLIT>
-__device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
-                                       const int* blocks, float* partials, float scale) {
-    constexpr int MY_TILES = LEAF / 16 / WARPS;
-    constexpr int MY_COLS = (COLS / 16 + WARPS - 1) / WARPS;
-    u32 ring = shared_address(shared_memory);
-    u32 q_at = ring + STAGES * STAGE_BYTES;
-    u32 p_at = q_at + 16 * Q_PITCH;
-    float* maxima = reinterpret_cast<float*>(shared_memory + STAGES * STAGE_BYTES + 16 * (Q_PITCH + P_PITCH));
+// True if the leaves of a sequence go to several blocks: it has more than one block does whole. Several queries would
+// need as many times the workspace.
+__device__ __forceinline__ bool splits(const Sequence& s, int leaves, int whole) {
+    return s.q_len == 1 && leaves > whole;
+}
 
-    int lane = lane_id(), warp = warp_id();
-    int kv_head = blockIdx.y / DECODE_TILES, row0 = blockIdx.y % DECODE_TILES * 16;
-    wait_for_previous();
-    Sequence s = sequences[blockIdx.x];
-    if (s.q_len == 0 || s.q_len * GROUP > 16 * DECODE_TILES || row0 >= s.q_len * GROUP) return;
-    Rows rows = rows_of(s, row0);
-
-    int seen = first_seen(position_of(s, row0)) / LEAF;
-    int end = (s.kv_len + LEAF - 1) / LEAF;
-    bool split = SPLIT && splits(s, end - seen);
-    int step = split ? gridDim.z : 1;
-    if (!split && blockIdx.z > 0) return;
-    int first = seen + blockIdx.z;
+// A block's share of an attention: `16 WARPS / SHARE` rows from `row0` on of sequence `index`, under one key-value head,
+// over leaves `blockIdx.z`, `blockIdx.z + gridDim.z` .. where it splits, else over all. SHARE warps have 16 rows in
+// common: they divide positions of the scores and columns of the values, and exchange maxima and weights.
+template <int SHARE, bool SPLIT>
+__device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
+                                       int index, int kv_head, int row0, const int* blocks, float* partials,
+                                       int whole, float scale) {
+    constexpr int ROWS = 16 * WARPS / SHARE;
+    constexpr int TILES = LEAF / 16 / SHARE;
+    constexpr int PAIRS = (COLS / 16 + SHARE - 1) / SHARE;
+    Sequence s = sequences[index];
+    int first_position = first_seen(position_of(s, row0));
+    int end_position = position_of(s, last_row(s, row0, ROWS)) + 1;
+    int seen = first_position / LEAF, end = (end_position + LEAF - 1) / LEAF;
+    bool split = SPLIT && splits(s, end - seen, whole);
+    if (SPLIT && !split && blockIdx.z > 0) return;
+    int first = SPLIT ? seen + blockIdx.z : seen, step = split ? gridDim.z : 1;
     if (first >= end) return;
 
-    Walk walk = {head_of(cache, kv_head), blocks + s.blocks_start, s.kv_len, ring};
-    load_q<16>(q_at, q, s, kv_head, row0);
+    u32 ring = shared_address(shared_memory);
+    u32 q_at = ring + STAGES * STAGE_BYTES;
+    u32 p_at = q_at + ROWS * Q_PITCH;
+    float* maxima = reinterpret_cast<float*>(shared_memory + STAGES * STAGE_BYTES + ROWS * (Q_PITCH + P_PITCH));
+    Walk walk = {head_of(cache, kv_head), blocks + s.blocks_start, first_position, end_position, ring};
+    load_q<ROWS>(q_at, q, s, kv_head, row0);
+
+    int lane = lane_id(), share = warp_id() % SHARE, group = warp_id() / SHARE;
+    row0 += group * 16;
+    q_at += group * 16 * Q_PITCH;
+    p_at += group * 16 * P_PITCH;
+    maxima += group * 16 * SHARE;
+    Rows rows = rows_of(s, row0);
+    // Leaves of which the warp's rows see something; none past the end.
+    int my_first = first_seen(position_of(s, row0)) / LEAF;
+    int my_last = position_of(s, last_row(s, row0, 16));
+    int my_end = row0 < s.q_len * GROUP ? my_last / LEAF + 1 : 0;
+    // Leaves that all of them see whole; what rows past the end do is not kept.
+    int whole_first = (first_seen(my_last) + LEAF - 1) / LEAF, whole_end = (position_of(s, row0) + 1) / LEAF;
+
     // Part `part`, which may lie past 2 PARTS, of the leaf that is walked or of those after it.
     auto load = [&](int slot, int leaf, int part) {
         leaf += part / (2 * PARTS) * step;
-        if (leaf < end) walk.load(slot, leaf * LEAF, part % (2 * PARTS));
+        if (leaf < end) walk.load(slot, leaf, part % (2 * PARTS));
         cp_async_commit();
     };
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) load(i, first, i);
 
     State state = {{ABSENT, ABSENT}, {0.0f, 0.0f}};
-    float total[PARTS][MY_COLS][2][4] = {};
+    float total[PARTS][PAIRS][2][4] = {};
     int slot = 0;
     for (int leaf = first; leaf < end; leaf += step) {
         // Waits for the part's stage and starts a later one in the place of the stage before.
@@ -289,108 +332,119 @@ __device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMEN
             slot = slot + 1 == STAGES ? 0 : slot + 1;
             return at;
         };
-        float sc[2 * MY_TILES][4] = {};
+        bool works = my_first <= leaf && leaf < my_end;
+        float sc[2 * TILES][4] = {};
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
             u32 keys = next(part);
-            scores<MY_TILES>(sc, q_at + part * COLS * 2, keys + warp * MY_TILES * 16 * PITCH);
+            if (works) scores<TILES>(sc, q_at + part * COLS * 2, keys + share * TILES * 16 * PITCH);
         }
-        float largest[2];
-        mask<MY_TILES>(sc, largest, rows, leaf * LEAF + warp * MY_TILES * 16, scale);
-        if (lane % 4 == 0) {
-            maxima[warp * 16 + lane / 4] = largest[0];
-            maxima[warp * 16 + lane / 4 + 8] = largest[1];
-        }
-        u32 values = next(PARTS);
-#pragma unroll
-        for (int row = 0; row < 2; row++) {
-            largest[row] = ABSENT;
-#pragma unroll
-            for (int w = 0; w < WARPS; w++) largest[row] = fmaxf(largest[row], maxima[w * 16 + lane / 4 + 8 * row]);
-        }
-        u32 mine[MY_TILES][4];
-        weigh<MY_TILES>(mine, sc, largest);
-#pragma unroll
-        for (int t = 0; t < MY_TILES; t++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                u32 row = lane / 4 + i % 2 * 8, column = (warp * MY_TILES + t) * 16 + i / 2 * 8 + lane % 4 * 2;
-                *reinterpret_cast<u32*>(shared_memory + (p_at - ring) + row * P_PITCH + column * 2) = mine[t][i];
-            }
-        __syncthreads();
-        u32 p[LEAF / 16][4];
-        float sum[4] = {};
-#pragma unroll
-        for (int k = 0; k < LEAF / 16; k++) {
-            ldmatrix4(p[k], p_at + lane % 16 * P_PITCH + lane / 16 * 16 + k * 32);
-            sum_step(sum, p[k]);
-        }
+        u32 p[LEAF / 16][4], values;
+        float largest[2], sum[4] = {};
         Factors factors;
-        if (!split) factors = fold(state, largest, sum);
+        bool all = whole_first <= leaf && leaf < whole_end;
+        if (works) mask<TILES>(sc, largest, rows, leaf * LEAF + share * TILES * 16, all, scale);
+        if constexpr (SHARE == 1) {
+            if (works) weigh<TILES>(p, sc, largest);
+            if (works) factors = sum_and_fold(state, sum, p, largest);
+            values = next(PARTS);
+        } else {
+            if (works && lane % 4 == 0) {
+                maxima[share * 16 + lane / 4] = largest[0];
+                maxima[share * 16 + lane / 4 + 8] = largest[1];
+            }
+            values = next(PARTS);
+            if (works) {
+#pragma unroll
+                for (int i = 0; i < 2 * SHARE; i++)
+                    largest[i % 2] = fmaxf(largest[i % 2], maxima[i / 2 * 16 + lane / 4 + i % 2 * 8]);
+                u32 mine[TILES][4];
+                weigh<TILES>(mine, sc, largest);
+                u8* to = shared_memory + (p_at - ring) + lane / 4 * P_PITCH + share * TILES * 32 + lane % 4 * 4;
+#pragma unroll
+                for (int t = 0; t < TILES; t++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        *reinterpret_cast<u32*>(to + i % 2 * 8 * P_PITCH + t * 32 + i / 2 * 16) = mine[t][i];
+            }
+            __syncthreads();
+            if (works) {
+#pragma unroll
+                for (int k = 0; k < LEAF / 16; k++)
+                    ldmatrix4(p[k], p_at + lane % 16 * P_PITCH + lane / 16 * 16 + k * 32);
+                factors = sum_and_fold(state, sum, p, largest);
+            }
+        }
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
             if (part > 0) values = next(PARTS + part);
+            if (!works) continue;
+            float acc[PAIRS][2][4] = {};
 #pragma unroll
-            for (int c = 0; c < MY_COLS; c++) {
-                int pair = c * WARPS + warp;
-                if (pair >= COLS / 16) continue;
-                float acc[2][4] = {};
+            for (int k = 0; k < LEAF / 16; k++)
 #pragma unroll
-                for (int k = 0; k < LEAF / 16; k++)
-                    value_step(acc[0], acc[1], p[k], values + k * 16 * PITCH + pair * 32);
-                if (!split) {
-                    fold_tile(total[part][c][0], acc[0], factors);
-                    fold_tile(total[part][c][1], acc[1], factors);
-                    continue;
+                for (int c = 0; c < PAIRS; c++) {
+                    int pair = c * SHARE + share;
+                    if (pair < COLS / 16) value_step(acc[c][0], acc[c][1], p[k], values + k * 16 * PITCH + pair * 32);
                 }
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    int row = row0 + lane / 4 + 8 * i;
-                    if (row >= GROUP) continue;
-                    float* to = partials + partial_of(blockIdx.x, kv_head * GROUP + row, leaf - seen);
-                    int column = part * COLS + pair * 16 + lane % 4 * 2;
+            for (int c = 0; c < PAIRS; c++)
 #pragma unroll
-                    for (int h = 0; h < 2; h++)
-                        *reinterpret_cast<float2*>(to + column + 8 * h) =
-                            make_float2(acc[h][2 * i], acc[h][2 * i + 1]);
-                    if (part == 0 && pair == 0 && lane % 4 == 0)
-                        *reinterpret_cast<float2*>(to + HEAD_DIM) = make_float2(largest[i], sum[2 * i]);
+                for (int h = 0; h < 2; h++) {
+                    int column = part * COLS + (c * SHARE + share) * 16 + h * 8;
+                    if (split)
+                        store_partial(partials, index, kv_head, row0, leaf - seen, column, (c * SHARE + share) * 2 + h,
+                                      acc[c][h], largest, sum);
+                    else
+                        fold_tile(total[part][c][h], acc[c][h], factors);
                 }
-            }
         }
     }
     if (split) return;
+    // Read again: wide heads leave the loop no register to spare.
+    s = sequences[index];
+    float inverse[2] = {__fdiv_rn(1.0f, state.sum[0]), __fdiv_rn(1.0f, state.sum[1])};
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
 #pragma unroll
-        for (int c = 0; c < MY_COLS; c++) {
-            int pair = c * WARPS + warp;
+        for (int c = 0; c < PAIRS; c++) {
+            int pair = c * SHARE + share;
             if (pair >= COLS / 16) continue;
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                store_tile(out, s, kv_head, row0, part * COLS + pair * 16 + 8 * h, total[part][c][h], state);
+                store_tile(out, s, kv_head, row0, part * COLS + pair * 16 + h * 8, total[part][c][h], inverse);
         }
+}
+
+// One block per sequence, tile of 16 rows under a key-value head, and share of the leaves.
+template <bool SPLIT>
+__device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
+                                       const int* blocks, float* partials, int whole, float scale) {
+    let_next_start();
+    wait_for_previous();
+    int rows = sequences[blockIdx.x].q_len * GROUP, row0 = blockIdx.y % DECODE_TILES * 16;
+    if (rows > 16 * DECODE_TILES || row0 >= rows) return;
+    attend<WARPS, SPLIT>(q, cache, out, sequences, blockIdx.x, blockIdx.y / DECODE_TILES, row0, blocks, partials,
+                         whole, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     attention_decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
                      float scale) {
-    let_next_start();
-    decode<false>(q, cache, out, sequences, blocks, nullptr, scale);
+    decode<false>(q, cache, out, sequences, blocks, nullptr, 0, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     attention_split(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
-                    float* partials, float scale) {
-    let_next_start();
-    decode<true>(q, cache, out, sequences, blocks, partials, scale);
+                    float* partials, int whole, float scale) {
+    decode<true>(q, cache, out, sequences, blocks, partials, whole, scale);
 }
 
 // One block per sequence and head: folds what `attention_split` left, a thread per column.
 constexpr int FOLD_THREADS = (HEAD_DIM + 31) / 32 * 32;
 
 extern "C" __global__ void __launch_bounds__(FOLD_THREADS)
-    attention_fold(const float* partials, ELEMENT* out, const Sequence* sequences) {
+    attention_fold(const float* partials, ELEMENT* out, const Sequence* sequences, int whole) {
     constexpr int RUN = 128;
     __shared__ float before[RUN], of[RUN], sums[RUN];
     let_next_start();
@@ -398,7 +452,7 @@ extern "C" __global__ void __launch_bounds__(FOLD_THREADS)
     Sequence s = sequences[blockIdx.x];
     if (s.q_len != 1) return;
     int first = first_seen(s.kv_len - 1) / LEAF, end = (s.kv_len + LEAF - 1) / LEAF;
-    if (!splits(s, end - first)) return;
+    if (!splits(s, end - first, whole)) return;
     int leaves = end - first;
     const float* from = partials + partial_of(blockIdx.x, blockIdx.y, 0);
     int column = threadIdx.x;
@@ -441,7 +495,7 @@ extern "C" __global__ void __launch_bounds__(FOLD_THREADS)
         __syncthreads();
     }
     if (column < HEAD_DIM)
-        out[(u64(s.q_start) * HEADS + blockIdx.y) * HEAD_DIM + column] = from_f32<ELEMENT>(__fdiv_rn(total, sum));
+        out[(u64(s.q_start) * HEADS + blockIdx.y) * HEAD_DIM + column] = from_f32<ELEMENT>(mul(total, __fdiv_rn(1.0f, sum)));
 }
 
 // Which sequence and tile of PREFILL_ROWS rows a block does: a scan over the sequences that prefill takes.
@@ -471,84 +525,15 @@ __device__ __forceinline__ bool find_tile(const Sequence* sequences, int n, int 
     return false;
 }
 
-// One block per tile of 64 rows (query, head of the group) of a sequence under a key-value head; 16 rows per warp.
+// One block per tile of PREFILL_ROWS rows (query, head of the group) of a sequence under a key-value head.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_prefill(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
                       int n_sequences, float scale) {
     let_next_start();
     wait_for_previous();
-    int sequence, tile, kv_head = blockIdx.y;
+    int index, tile;
     // The last tiles of a sequence see most, so they begin first.
-    if (!find_tile(sequences, n_sequences, gridDim.x - 1 - blockIdx.x, sequence, tile)) return;
-    Sequence s = sequences[sequence];
-    u32 ring = shared_address(shared_memory);
-    u32 q_at = ring + STAGES * STAGE_BYTES;
-    int tile0 = tile * PREFILL_ROWS, row0 = tile0 + warp_id() * 16;
-    Rows rows = rows_of(s, row0);
-    int last_row = min(tile0 + PREFILL_ROWS, s.q_len * GROUP) - 1;
-    int first = first_seen(position_of(s, tile0)) / LEAF;
-    int end = position_of(s, last_row) / LEAF + 1;
-    // What the warp's rows see together; none where it is past the end.
-    int warp_end = row0 > last_row ? 0 : position_of(s, min(row0 + 15, last_row)) / LEAF + 1;
-    int warp_first = row0 > last_row ? end : first_seen(position_of(s, row0)) / LEAF;
-
-    Walk walk = {head_of(cache, kv_head), blocks + s.blocks_start, s.kv_len, ring};
-    load_q<PREFILL_ROWS>(q_at, q, s, kv_head, tile0);
-    q_at += warp_id() * 16 * Q_PITCH;
-    auto load = [&](int slot, int leaf, int part) {
-        leaf += part / (2 * PARTS);
-        if (leaf < end) walk.load(slot, leaf * LEAF, part % (2 * PARTS));
-        cp_async_commit();
-    };
-#pragma unroll
-    for (int i = 0; i < STAGES - 1; i++) load(i, first, i);
-
-    State state = {{ABSENT, ABSENT}, {0.0f, 0.0f}};
-    float total[PARTS][COLS / 8][4] = {};
-    int slot = 0;
-    for (int leaf = first; leaf < end; leaf++) {
-        auto next = [&](int part) {
-            cp_async_wait<STAGES - 2>();
-            __syncthreads();
-            load(slot == 0 ? STAGES - 1 : slot - 1, leaf, part + STAGES - 1);
-            u32 at = ring + slot * STAGE_BYTES;
-            slot = slot + 1 == STAGES ? 0 : slot + 1;
-            return at;
-        };
-        bool works = warp_first <= leaf && leaf < warp_end;
-        float sc[LEAF / 8][4] = {};
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) {
-            u32 keys = next(part);
-            if (works) scores<LEAF / 16>(sc, q_at + part * COLS * 2, keys);
-        }
-        u32 p[LEAF / 16][4];
-        Factors factors;
-        if (works) {
-            float largest[2], sum[4] = {};
-            mask<LEAF / 16>(sc, largest, rows, leaf * LEAF, scale);
-            weigh<LEAF / 16>(p, sc, largest);
-#pragma unroll
-            for (int k = 0; k < LEAF / 16; k++) sum_step(sum, p[k]);
-            factors = fold(state, largest, sum);
-        }
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) {
-            u32 values = next(PARTS + part);
-            if (!works) continue;
-            float acc[COLS / 8][4] = {};
-#pragma unroll
-            for (int k = 0; k < LEAF / 16; k++)
-#pragma unroll
-                for (int pair = 0; pair < COLS / 16; pair++)
-                    value_step(acc[2 * pair], acc[2 * pair + 1], p[k], values + k * 16 * PITCH + pair * 32);
-#pragma unroll
-            for (int t = 0; t < COLS / 8; t++) fold_tile(total[part][t], acc[t], factors);
-        }
-    }
-#pragma unroll
-    for (int part = 0; part < PARTS; part++)
-#pragma unroll
-        for (int t = 0; t < COLS / 8; t++)
-            store_tile(out, s, kv_head, row0, part * COLS + t * 8, total[part][t], state);
+    if (!find_tile(sequences, n_sequences, gridDim.x - 1 - blockIdx.x, index, tile)) return;
+    attend<PREFILL_SHARE, false>(q, cache, out, sequences, index, blockIdx.y, tile * PREFILL_ROWS, blocks, nullptr, 0,
+                                 scale);
 }

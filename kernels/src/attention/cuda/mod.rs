@@ -8,13 +8,14 @@
 //!   weights is one more column of the same product, of ones;
 //! - leaves are folded left in f32: `m = max(a, b)`, `fa = exp(a - m)`, `fb = exp(b - m)`, `acc = acc_a fa + acc_b fb`
 //!   unfused, from a state of maximum minus infinity and zeros; a leaf of which a row sees nothing is left out;
-//!   `o / sum` is rounded once.
+//!   `o (1 / sum)` is rounded once.
 //!
-//! A product of zeros adds nothing, so rows of other positions and of other queries share the tiles. Positions past a
-//! sequence's end read as zeros, whatever the cache holds there. Written positions that a row does not see meet a weight
-//! of zero: an infinite or NaN value in them reaches earlier rows of its own leaf and step.
+//! A product of zeros adds nothing, so rows of other positions and of other queries share the tiles. Positions that no
+//! row of a tile sees read as zeros, whatever the cache holds there. A position that only some rows of a tile of 64
+//! (query, head) rows see meets a weight of zero in the others: an infinite or NaN value in it reaches them.
 //!
-//! `plain.cu` multiplies and adds fused in f32 over the same leaves; sums of weights go by a butterfly over the leaf.
+//! `plain.cu` multiplies and adds fused in f32 over the same leaves, sums weights by a butterfly over the leaf, and
+//! divides.
 
 use lathe_device::{Arg, Extent, StepTable, Symbol, When};
 use lathe_numerics::{ATTENTION_LEAF, DType};
@@ -29,13 +30,17 @@ const PLAIN: &str = include_str!("plain.cu");
 const THREADS: usize = 128;
 /// Stages of the ring of keys and values.
 const STAGES: usize = 3;
-/// Rows of a tile of prefill, and of decode.
-const PREFILL_ROWS: usize = 64;
+/// Widest head of which one warp holds 16 rows; two share them beyond.
+const ONE_WARP_HEAD_DIM: usize = 128;
+/// Rows of a tile of decode.
 const DECODE_ROWS: usize = 16;
 /// Blocks of decode that a multiprocessor holds.
 const DECODE_PER_SM: u32 = 3;
 /// From this many pairs of sequence and key-value head on, there is a block for every place on the largest devices.
 const FULL: usize = 512;
+/// Leaves that a block does whole among many sequences, and the blocks that share a longer sequence.
+const WHOLE: usize = 16;
+const SHARES: u32 = 4;
 /// Widest head of the tensor-core kernels: accumulators of 16 rows fill the registers.
 const MAX_HEAD_DIM: usize = 256;
 
@@ -90,7 +95,8 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
         && p.kv_dtype == p.dtype
         && p.head_dim.is_multiple_of(16)
         && p.head_dim <= MAX_HEAD_DIM
-        && (p.block * p.head_dim * p.kv_dtype.size()) as u64 % 16 == 0
+        && p.block.is_multiple_of(16)
+        && ATTENTION_LEAF.is_multiple_of(p.block)
         && p.block_bytes.is_multiple_of(16);
     Ok(if tensor_cores { by_tensor_cores(p) } else { plain(p) })
 }
@@ -119,7 +125,7 @@ fn stage_columns(head_dim: usize) -> usize {
 
 /// Bytes from one shared row to the next: an odd number of 16-byte pieces.
 const fn pitch(columns: usize) -> usize {
-    16 * (columns / 8 | 1)
+    16 * ((columns / 8) | 1)
 }
 
 fn ring_bytes(p: &Problem) -> usize {
@@ -127,12 +133,21 @@ fn ring_bytes(p: &Problem) -> usize {
 }
 
 fn decode_bytes(p: &Problem) -> usize {
-    let maxima = 4 * DECODE_ROWS * THREADS / 32;
+    let maxima = 4 * DECODE_ROWS * (THREADS / 32);
     ring_bytes(p) + DECODE_ROWS * (pitch(p.head_dim) + pitch(ATTENTION_LEAF)) + maxima
 }
 
+/// Rows of a tile of prefill.
+const fn prefill_rows(p: &Problem) -> usize {
+    if p.head_dim > ONE_WARP_HEAD_DIM { 32 } else { 64 }
+}
+
 fn prefill_bytes(p: &Problem) -> usize {
-    ring_bytes(p) + PREFILL_ROWS * pitch(p.head_dim)
+    let exchange = match p.head_dim > ONE_WARP_HEAD_DIM {
+        true => prefill_rows(p) * (pitch(ATTENTION_LEAF) + 2 * 4),
+        false => 0,
+    };
+    ring_bytes(p) + prefill_rows(p) * pitch(p.head_dim) + exchange
 }
 
 /// What is known before a step: activations and the row's own key and value. The rest follows the sequences.
@@ -173,45 +188,55 @@ fn by_tensor_cores(p: &Problem) -> Launches {
     let sequences = || Extent::per(Symbol::Sequences, 1, 1);
     let tiles = || Extent::fixed((p.kv_heads * decode_tiles(p)) as u32);
     let tables = [Arg::Table(StepTable::Sequences), Arg::Table(StepTable::Blocks)];
-    let common = || [&[Arg::Input(0), Arg::Input(1), Arg::Output(0)][..], &tables].concat();
-    let args = |more: &[Arg]| [&common()[..], more, &[Arg::F32(p.scale)]].concat();
+    let operands = || [&[Arg::Input(0), Arg::Input(1), Arg::Output(0)][..], &tables].concat();
+    let args = |more: &[Arg]| [&operands()[..], more, &[Arg::F32(p.scale)]].concat();
 
-    // Few sequences leave the device idle unless several blocks share one; many need no workspace and no fold.
+    // Few sequences leave the device idle unless several blocks share one. Many fill it; then a long one among them
+    // must not be the work of one block.
     let full = FULL.div_ceil(p.kv_heads * decode_tiles(p)) as u32;
-    let splits = leaves(p) > 1 && full > 1;
+    let few = When::Range { symbol: Symbol::Sequences, min: 1, max: full - 1 };
+    let many = When::Range { symbol: Symbol::Sequences, min: full, max: u32::MAX };
     let mut stages = vec![];
-    let mut workspaces = vec![];
-    if splits {
-        let when = When::Range { symbol: Symbol::Sequences, min: 1, max: full - 1 };
-        let shares = Extent::Fill { per_sm: DECODE_PER_SM, most: leaves(p) as u32 };
+    let mut split = |when, shares, whole: usize| {
+        let whole = Arg::U32(whole as u32);
         let grid = [sequences(), tiles(), shares];
-        let with = args(&[Arg::Output(1)]);
+        let with = args(&[Arg::Output(1), whole]);
         stages.push(stage("attention_split", when, grid, THREADS, decode_bytes(p), with));
-        let fold = stage(
-            "attention_fold",
-            when,
-            [sequences(), Extent::fixed(p.heads as u32), Extent::fixed(1)],
-            p.head_dim.next_multiple_of(32),
-            0,
-            vec![Arg::Output(1), Arg::Output(0), Arg::Table(StepTable::Sequences)],
-        );
+        let grid = [sequences(), Extent::fixed(p.heads as u32), Extent::fixed(1)];
+        let with = vec![Arg::Output(1), Arg::Output(0), Arg::Table(StepTable::Sequences), whole];
+        let fold = stage("attention_fold", when, grid, p.head_dim.next_multiple_of(32), 0, with);
         stages.push(Stage { cost: Cost::default(), ..fold });
-        let floats = (p.heads * leaves(p) * (p.head_dim + 4)) as u64;
-        workspaces.push(Workspace { symbol: Symbol::Sequences, floats });
+    };
+    let splits_few = full > 1 && leaves(p) > 1;
+    let splits_many = p.max_seqs >= full as usize && leaves(p) > WHOLE;
+    if splits_few {
+        split(few, Extent::Fill { per_sm: DECODE_PER_SM, most: leaves(p) as u32 }, 1);
     }
-    if !splits || p.max_seqs >= full as usize {
-        let when = match splits {
-            true => When::Range { symbol: Symbol::Sequences, min: full, max: u32::MAX },
-            false => When::Always,
-        };
+    if splits_many {
+        split(many, Extent::fixed(SHARES), WHOLE);
+    }
+    let alone = match (splits_few, splits_many) {
+        (false, false) => Some(When::Always),
+        (true, false) => Some(many).filter(|_| p.max_seqs >= full as usize),
+        (false, true) => Some(few).filter(|_| full > 1),
+        (true, true) => None,
+    };
+    if let Some(when) = alone {
         let grid = [sequences(), tiles(), Extent::fixed(1)];
         stages.push(stage("attention_decode", when, grid, THREADS, decode_bytes(p), args(&[])));
     }
+    let workspaces = match splits_few || splits_many {
+        true => {
+            let floats = (p.heads * leaves(p) * (p.head_dim + 4)) as u64;
+            vec![Workspace { symbol: Symbol::Sequences, floats }]
+        }
+        false => vec![],
+    };
     if p.max_tokens * group(p) > DECODE_ROWS * decode_tiles(p) {
         // Every sequence has at most one tile that is not full.
         let rows = lathe_device::Term {
             symbol: Symbol::Tokens,
-            per: PREFILL_ROWS as u32,
+            per: prefill_rows(p) as u32,
             times: group(p) as u32,
         };
         let rest = lathe_device::Term { symbol: Symbol::Sequences, per: 1, times: 1 };

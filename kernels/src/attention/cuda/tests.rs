@@ -34,15 +34,36 @@ fn steps_run_what_they_need() {
     let l = launches(&problem(32, 8, 128)).unwrap();
     assert_eq!(entries(&l, &step(1, 1)), ["attention_split", "attention_fold"]);
     assert_eq!(entries(&l, &step(63, 63)), ["attention_split", "attention_fold"]);
-    assert_eq!(entries(&l, &step(64, 64)), ["attention_decode"]);
+    assert_eq!(entries(&l, &step(64, 64)), ["attention_split", "attention_fold"]);
     assert_eq!(entries(&l, &step(600, 2)), ["attention_split", "attention_fold", "attention_prefill"]);
-    assert_eq!(entries(&l, &step(600, 90)), ["attention_decode", "attention_prefill"]);
+    let medium = launches(&Problem { max_seq_len: 2048, ..problem(32, 8, 128) }).unwrap();
+    assert_eq!(entries(&medium, &step(63, 63)), ["attention_split", "attention_fold"]);
+    assert_eq!(entries(&medium, &step(64, 64)), ["attention_decode"]);
+    assert_eq!(entries(&medium, &step(600, 90)), ["attention_decode", "attention_prefill"]);
     let short = launches(&Problem { max_seq_len: 128, ..problem(32, 8, 128) }).unwrap();
     assert_eq!(entries(&short, &step(1, 1)), ["attention_decode"]);
     assert!(short.workspaces.is_empty());
     let single = launches(&Problem { max_tokens: 1, max_seqs: 1, ..problem(32, 8, 128) }).unwrap();
     assert_eq!(single.stages.len(), 2);
     assert!(l.stages.iter().all(|s| s.source == l.stages[0].source));
+}
+
+#[test]
+fn every_step_has_one_way_to_decode() {
+    for kv_heads in [1, 8, 600] {
+        for max_seqs in [1, 63, 64, 1000] {
+            for max_seq_len in [100, 129, 2048, 2049, 100_000] {
+                let p = Problem { max_seqs, max_seq_len, ..problem(kv_heads, kv_heads, 64) };
+                let l = launches(&p).unwrap();
+                for s in [1, 2, 63, 64, 511, 512, 1000].into_iter().filter(|s| *s <= max_seqs as u32) {
+                    let ways = entries(&l, &step(s, s));
+                    let split = ways == ["attention_split", "attention_fold"];
+                    assert!(split || ways == ["attention_decode"], "{p:?} {s}: {ways:?}");
+                    assert!(!split || l.workspaces.len() == 1);
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -63,6 +84,7 @@ fn decode_fills_the_device_and_no_more() {
         d.grid(s).unwrap()
     };
     assert_eq!(grid(&step(1, 1)), [1, 8, 50]);
+    assert_eq!(grid(&step(40, 40)), [40, 8, 2]);
     assert_eq!(grid(&step(63, 63)), [63, 8, 1]);
 }
 

@@ -379,7 +379,6 @@ __device__ __forceinline__ int draw_row(Block& s, const DrawParams& p, const flo
     }
 
     // By ascending id: the piece, then the id, at which the sum of weights passes the random share of all.
-    __syncthreads();
     auto kept = [&](float x, int id) { return order_of(x, id) <= edge ? mass(weight(x)) : 0; };
     int lane = threadIdx.x % 32;
     each_run(row, [&](int start, const float(&run)[RUN]) {
@@ -444,6 +443,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
+// Entries of the table past the alternatives hold nothing of an earlier step.
+__device__ __forceinline__ void no_alternatives(Answer* answer, int from) {
+    int i = threadIdx.x;
+    if (i < from || i >= MAX_TOP) return;
+    answer->top_ids[i] = -1;
+    answer->top_logprobs[i] = not_a_number();
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
     report(const float* logits, const DrawParams* params, u32* counts, Answer* answers) {
     __shared__ Block s;
@@ -462,6 +469,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             answer->rank = 0;
             answer->n_top = 0;
         }
+        no_alternatives(answer, 0);
         return;
     }
     const float* row = logits + u64(r) * VOCAB;
@@ -490,7 +498,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         edge = cut(
             s, row, {max, BINS_PER_NAT}, 0.0f, EVERYTHING, [](float x) -> u64 { return x == x; },
             [&](u64 total) -> u64 { return total > n_top ? n_top : 0; });
-    __syncthreads();
     if (tid == 0) s.n_listed = 0;
     __syncthreads();
     if (n_top > 0)
@@ -505,6 +512,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         });
     __syncthreads();
     int n = s.n_listed;
+    no_alternatives(answer, n);
     if (tid < n) {
         u64 own = s.order[tid];
         int rank = 0;

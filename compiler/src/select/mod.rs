@@ -1,11 +1,15 @@
-//! Selection for the CPU target: every node of the fused graph becomes one launch of `engines/cpu/LAUNCHES.md`.
+//! Selection: every node of the fused graph becomes one launch of `engines/cpu/LAUNCHES.md`, and for a CUDA target also
+//! the device launches that do it (`engines/cuda/LAUNCHES.md`).
 //!
-//! Needs: a verified graph in execution order. Gives: a program whose buffers have no offsets yet, and the weights it
-//! reads. An op without a kernel is a typed error that names the node; nothing is emulated by several launches.
+//! Needs: a verified graph in execution order. Gives: a program whose buffers have no offsets yet, the weights it reads
+//! and the device sources it needs. An op without a kernel is a typed error that names the node.
+
+mod device;
+mod weights;
 
 use std::collections::HashMap;
 
-use lathe_ir::entity::{Id, NodeId, ValueId, WeightId};
+use lathe_ir::entity::{Id, NodeId, ValueId};
 use lathe_ir::facts::Dim;
 use lathe_ir::ops::Op;
 use lathe_ir::{Facts, Graph};
@@ -15,69 +19,39 @@ use lathe_numerics::contract::PANEL;
 use lathe_plan::operand::SYMBOL_NAMES;
 use lathe_plan::schema::{
     Buffer, CacheGroup, CacheKind, CacheLayer, Expr, Input, Launch, Layout, Operand, Param, Program, Symbol,
-    Target, Weight,
+    Target,
 };
 
 use crate::error::{CompileError, Result};
+pub use device::{DeviceCode, KernelUse};
+pub use weights::{WeightTable, WeightUse};
 
 /// Positions per KV block: long enough that a block's tiles are whole cache lines, short enough that the last block of
 /// a sequence wastes little.
 pub const KV_BLOCK: u32 = 32;
 
-/// A weight that some launch reads.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WeightUse {
-    /// The graph's weight.
-    pub weight: WeightId,
-    /// The plan's entry; offset and hash come with the bytes.
-    pub entry: Weight,
+/// A program and the device code that it needs.
+#[derive(Clone, Debug)]
+pub struct Selected {
+    /// Buffers without offsets, modules without code.
+    pub program: Program,
+    /// What `Program::modules` will hold, in that order; empty for the CPU.
+    pub code: DeviceCode,
 }
 
-/// Weights of all programs of a plan. One that two programs read the same way is stored once.
-#[derive(Clone, Debug, Default)]
-pub struct WeightTable {
-    uses: Vec<WeightUse>,
-}
-
-impl WeightTable {
-    /// In the order in which they were first read.
-    pub fn uses(&self) -> &[WeightUse] {
-        &self.uses
-    }
-
-    /// Bytes of weights that are stored again in a second layout or type.
-    pub fn duplicated_bytes(&self) -> u64 {
-        let again = |i: usize| self.uses[..i].iter().any(|u| u.entry.name == self.uses[i].entry.name);
-        (0..self.uses.len()).filter(|&i| again(i)).map(|i| self.uses[i].entry.bytes).sum()
-    }
-
-    fn operand(&mut self, graph: &Graph, weight: WeightId, layout: Layout, dtype: DType) -> Result<Operand> {
-        let name = graph.weight_name(weight);
-        let same = |u: &WeightUse| u.entry.name == name && (u.entry.layout, u.entry.dtype) == (layout, dtype);
-        let index = match self.uses.iter().position(same) {
-            Some(index) => index,
-            None => {
-                let shape = graph.weight_facts(weight).fixed_shape().unwrap_or_default();
-                let shape: Vec<u64> = shape.into_iter().map(|d| d as u64).collect();
-                let bytes = layout.bytes(dtype, &shape).ok_or_else(|| {
-                    CompileError::Bug(format!("weight @{name}: {} does not hold {shape:?}", layout.name()))
-                })?;
-                let entry =
-                    Weight { name: name.into(), dtype, shape, layout, offset: 0, bytes, hash: [0; 32] };
-                self.uses.push(WeightUse { weight, entry });
-                self.uses.len() - 1
-            }
-        };
-        Ok(Operand::weight(index as u32, &self.uses[index].entry))
-    }
-}
-
-/// Selects kernels for `graph`, whose single result becomes the logits.
+/// Selects kernels for `graph` on `target`, with sequences of at most `max_seq_len` positions; the graph's single
+/// result becomes the logits.
 ///
 /// # Errors
 /// `Unsupported` naming the first node that has no kernel.
-pub fn select(graph: &Graph, name: &str, table: &mut WeightTable) -> Result<Program> {
-    let mut selection = Selection::new(graph, table)?;
+pub fn select(
+    graph: &Graph,
+    name: &str,
+    target: &Target,
+    max_seq_len: u32,
+    table: &mut WeightTable,
+) -> Result<Selected> {
+    let mut selection = Selection::new(graph, target, max_seq_len, table)?;
     for (id, _) in graph.nodes() {
         selection.node(id)?;
     }
@@ -88,9 +62,10 @@ pub fn select(graph: &Graph, name: &str, table: &mut WeightTable) -> Result<Prog
         ));
     };
     let logits = selection.read(logits)?;
-    Ok(Program {
+    let sampling = selection.sampling(&logits)?;
+    let program = Program {
         name: name.into(),
-        target: Target::Cpu,
+        target: target.clone(),
         rank: 0,
         n_ranks: 1,
         symbols: selection.symbols,
@@ -101,12 +76,15 @@ pub fn select(graph: &Graph, name: &str, table: &mut WeightTable) -> Result<Prog
         launches: selection.launches,
         logits,
         modules: vec![],
-        sampling: vec![],
-    })
+        sampling,
+    };
+    Ok(Selected { program, code: selection.code })
 }
 
 struct Selection<'a> {
     graph: &'a Graph,
+    target: &'a Target,
+    max_seq_len: u32,
     table: &'a mut WeightTable,
     symbols: Vec<Symbol>,
     /// Index in the plan of each IR symbol.
@@ -116,10 +94,16 @@ struct Selection<'a> {
     buffer_of: HashMap<ValueId, u32>,
     cache_groups: Vec<CacheGroup>,
     launches: Vec<Launch>,
+    code: DeviceCode,
 }
 
 impl<'a> Selection<'a> {
-    fn new(graph: &'a Graph, table: &'a mut WeightTable) -> Result<Self> {
+    fn new(
+        graph: &'a Graph,
+        target: &'a Target,
+        max_seq_len: u32,
+        table: &'a mut WeightTable,
+    ) -> Result<Self> {
         let mut symbols = Vec::new();
         let mut symbol_index = vec![0; graph.symbols().len()];
         for (index, name) in SYMBOL_NAMES.into_iter().enumerate() {
@@ -133,6 +117,8 @@ impl<'a> Selection<'a> {
         let cache_groups = graph.cache().map(cache_group).transpose()?.into_iter().collect();
         Ok(Selection {
             graph,
+            target,
+            max_seq_len,
             table,
             symbols,
             symbol_index,
@@ -140,16 +126,19 @@ impl<'a> Selection<'a> {
             buffer_of: HashMap::new(),
             cache_groups,
             launches: Vec::new(),
+            code: DeviceCode::default(),
         })
     }
 
     fn node(&mut self, id: NodeId) -> Result<()> {
         let node = self.graph.node(id);
         let value = |at: usize| node.inputs[at];
-        let (kernel, inputs, outputs, params) = match &node.op {
+        let (kernel, inputs, mut outputs, params) = match &node.op {
             Op::Embedding(_) => {
                 // A table that is also a projection is stored once, in the projection's layout.
-                let layout = if self.is_projection(value(1)) { Layout::Panel16 } else { Layout::RowMajor };
+                let packed = self.is_projection(value(1));
+                let layout =
+                    if packed { self.projection_layout(self.dtype(value(1))) } else { Layout::RowMajor };
                 let inputs =
                     vec![self.input(id, value(0), Input::Tokens)?, self.weight(id, value(1), layout, None)?];
                 ("embedding", inputs, vec![self.write(node.outputs[0])?], vec![])
@@ -172,11 +161,11 @@ impl<'a> Selection<'a> {
             }
             Op::LinearSiluMul(op) => {
                 if op.interleave != PANEL {
-                    let why = format!("the cpu kernel wants gate and up rows interleaved by {PANEL}");
+                    let why = format!("the kernel wants gate and up rows interleaved by {PANEL}");
                     return Err(self.unsupported(id, why));
                 }
                 if self.dtype(node.outputs[0]) != self.dtype(value(0)) {
-                    return Err(self.unsupported(id, "the cpu kernel keeps the type of its operand"));
+                    return Err(self.unsupported(id, "the kernel keeps the type of its operand"));
                 }
                 let inputs = self.projection(id)?;
                 let params = vec![int("cols", op.cols), choice("epilogue", "silu_mul")];
@@ -206,13 +195,23 @@ impl<'a> Selection<'a> {
                 ("gather_rows", inputs, vec![self.write(node.outputs[0])?], vec![])
             }
             _ => {
-                let why = "it has no cpu kernel of its own, and no fusion took it into one that has";
+                let why = "it has no kernel of its own, and no fusion took it into one that has";
                 return Err(self.unsupported(id, why));
             }
         };
+        let device = self.device(id, &inputs, &mut outputs)?;
         let node = self.graph.value_name(node.outputs[0]).to_string();
-        self.launches.push(Launch { kernel: kernel.into(), node, inputs, outputs, params, device: vec![] });
+        self.launches.push(Launch { kernel: kernel.into(), node, inputs, outputs, params, device });
         Ok(())
+    }
+
+    /// How a projection's weight is stored.
+    fn projection_layout(&self, dtype: Option<DType>) -> Layout {
+        match (self.target, dtype) {
+            (Target::Cpu, _) => Layout::Panel16,
+            (Target::Cuda { .. }, Some(DType::BF16 | DType::F16)) => Layout::Mma16,
+            (Target::Cuda { .. }, _) => Layout::RowMajor,
+        }
     }
 
     /// Operands of a GEMM: rows, packed weight of their type, f32 bias.
@@ -220,9 +219,10 @@ impl<'a> Selection<'a> {
         let inputs = &self.graph.node(id).inputs;
         let x = self.dtype(inputs[0]);
         if self.dtype(inputs[1]) != x {
-            return Err(self.unsupported(id, "the cpu kernel wants activations and weight of one type"));
+            return Err(self.unsupported(id, "the kernel wants activations and weight of one type"));
         }
-        let mut operands = vec![self.read(inputs[0])?, self.weight(id, inputs[1], Layout::Panel16, x)?];
+        let mut operands =
+            vec![self.read(inputs[0])?, self.weight(id, inputs[1], self.projection_layout(x), x)?];
         if let Some(&bias) = inputs.get(2) {
             operands.push(self.weight(id, bias, Layout::RowMajor, Some(DType::F32))?);
         }
@@ -242,7 +242,7 @@ impl<'a> Selection<'a> {
         match self.dtype(value) {
             Some(dtype) if dtype != want => {
                 let name = self.graph.value_name(value);
-                Err(self.unsupported(id, format!("%{name} is {dtype}, the cpu kernel reads {want}")))
+                Err(self.unsupported(id, format!("%{name} is {dtype}, the kernel reads {want}")))
             }
             _ => Ok(()),
         }
@@ -262,7 +262,7 @@ impl<'a> Selection<'a> {
         let dtype = dtype.unwrap_or(declared);
         if dtype != declared && dtype != DType::F32 {
             let name = self.graph.value_name(value);
-            return Err(self.unsupported(id, format!("@{name} is {declared}, the cpu kernel reads {dtype}")));
+            return Err(self.unsupported(id, format!("@{name} is {declared}, the kernel reads {dtype}")));
         }
         self.table.operand(self.graph, weight, layout, dtype)
     }

@@ -1,0 +1,114 @@
+// What becomes of a tile of finished sums: bias, epilogue, one rounding. Shared by all GEMM kernels.
+// Macros: OUT, ROWS (stored features), COLUMNS (of the output), BIAS (0 or 1), EPILOGUE (a struct of this file).
+#pragma once
+#include "lathe.cuh"
+
+namespace lathe {
+
+// Four sums from `feature` of a row of the tile, with their bias. `first` is the tile's first feature; whoever calls has
+// checked that the first of the four exists.
+__device__ __forceinline__ void sums4(float (&y)[4], const float* row, int feature, int first, const float* bias) {
+    Vec<float, 4> s = *reinterpret_cast<const Vec<float, 4>*>(row + feature);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        y[i] = s.at[i];
+        if constexpr (BIAS) {
+            int at = first + feature + i;
+            if (ROWS % 4 == 0 || at < ROWS) y[i] = add(y[i], bias[at]);
+        }
+    }
+}
+
+// y = sum.
+struct Store {
+    static __device__ constexpr int width(int tile) { return tile; }
+    template <int TILE>
+    static __device__ __forceinline__ void values(float (&y)[4], const float* row, int column, int first,
+                                                  const float* bias, const OUT*) {
+        sums4(y, row, column, first, bias);
+    }
+};
+
+// y = silu(gate) * up; features alternate by 16.
+struct SiluMul {
+    static __device__ constexpr int width(int tile) { return tile / 2; }
+    template <int TILE>
+    static __device__ __forceinline__ void values(float (&y)[4], const float* row, int column, int first,
+                                                  const float* bias, const OUT*) {
+        static_assert(TILE % 32 == 0, "a tile holds whole pairs of gate and up");
+        int gate = column / 16 * 32 + column % 16;
+        float up[4];
+        sums4(y, row, gate, first, bias);
+        sums4(up, row, gate + 16, first, bias);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) y[i] = mul(silu_portable(y[i]), up[i]);
+    }
+};
+
+// y = sum + residual, which may be the output's own bytes.
+struct AddResidual {
+    static __device__ constexpr int width(int tile) { return tile; }
+    template <int TILE>
+    static __device__ __forceinline__ void values(float (&y)[4], const float* row, int column, int first,
+                                                  const float* bias, const OUT* residual) {
+        sums4(y, row, column, first, bias);
+        if constexpr (COLUMNS % 4 == 0) {
+            auto r = *reinterpret_cast<const Vec<OUT, 4>*>(residual + first + column);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) y[i] = add(y[i], to_f32(r.at[i]));
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (first + column + i < COLUMNS) y[i] = add(y[i], to_f32(residual[first + column + i]));
+        }
+    }
+};
+
+__device__ __forceinline__ void store4(float* to, const float (&y)[4]) {
+    store_global16(to, __float_as_uint(y[0]), __float_as_uint(y[1]), __float_as_uint(y[2]), __float_as_uint(y[3]));
+}
+template <class T>
+__device__ __forceinline__ void store4(T* to, const float (&y)[4]) {
+    store_global8(to, pack<T>(y[0], y[1]), pack<T>(y[2], y[3]));
+}
+
+// Stores a tile of sums `[TOKENS][STRIDE]` of shared memory whose corner is (`token0`, `first`); all threads, after a
+// barrier.
+template <class Epilogue, int TILE, int TOKENS, int STRIDE, int THREADS>
+__device__ __forceinline__ void finish(const float* sums, int token0, int first, int m, const float* bias,
+                                       const OUT* residual, OUT* out) {
+    constexpr int WIDTH = Epilogue::width(TILE), VECS = WIDTH / 4;
+    static_assert(STRIDE % 4 == 0 && WIDTH % 4 == 0);
+    int column0 = first / TILE * WIDTH;
+    for (int i = threadIdx.x; i < TOKENS * VECS; i += THREADS) {
+        int token = i / VECS, column = i % VECS * 4;
+        if (token0 + token >= m || column0 + column >= COLUMNS) continue;
+        u64 row = u64(token0 + token) * COLUMNS;
+        float y[4];
+        Epilogue::template values<TILE>(y, sums + token * STRIDE, column, first, bias, residual + row);
+        OUT* to = out + row + column0 + column;
+        if constexpr (COLUMNS % 4 == 0) {
+            store4(to, y);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                if (column0 + column + j < COLUMNS) to[j] = from_f32<OUT>(y[j]);
+        }
+    }
+}
+
+// A block's tile: token tiles are taken `TURN` at a time, and within a group they go round fastest, so that blocks that
+// run together share weights and the group's rows stay in the second-level cache.
+struct Tile {
+    int token, feature;
+};
+template <int FEATURES, int TOKENS, int TURN>
+__device__ __forceinline__ Tile tile_of_block(int block, int m) {
+    constexpr int ACROSS = (ROWS + FEATURES - 1) / FEATURES;
+    int group = block / (TURN * ACROSS), rest = block - group * (TURN * ACROSS), first = group * TURN;
+    int left = (m + TOKENS - 1) / TOKENS - first, width = left < TURN ? left : TURN;
+    if (TURN == 1) width = 1;
+    return {(first + rest % width) * TOKENS, rest / width * FEATURES};
+}
+
+}  // namespace lathe

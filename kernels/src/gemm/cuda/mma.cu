@@ -1,0 +1,237 @@
+// y[m, COLUMNS] = epilogue(x[m, K] * W^T) on tensor cores: features are the rows of mma.m16n8k16, tokens its columns.
+// Contract: mod.rs. One kernel for all row counts; what differs is the tile and whether a tile's K slices are summed by
+// different warps at once (PARALLEL == SLICES) or by the same warps in turn (PARALLEL == 1).
+// Macros beside gemm.cuh's: ELEMENT, K, SLICES, PARALLEL, TILE_FEATURES, TILE_TOKENS, WARP_FEATURES, WARP_TOKENS,
+// DEPTH (of a stage), STAGES, PASS_TOKENS (whose sums shared memory holds at once), GROUP (see tile_of_block), MIN_BLOCKS
+// (per multiprocessor).
+#include "gemm.cuh"
+
+namespace lathe {
+
+enum : int { WARPS_F = TILE_FEATURES / WARP_FEATURES, WARPS_T = TILE_TOKENS / WARP_TOKENS };
+enum : int { THREADS = 32 * PARALLEL * WARPS_F * WARPS_T };
+enum : int { FRAGMENTS_F = WARP_FEATURES / 16, FRAGMENTS_T = WARP_TOKENS / 8 };
+enum : int { SLICE_K = K / SLICES, SLICE_STEPS = (SLICE_K + DEPTH - 1) / DEPTH };
+enum : int { STEPS = SLICE_STEPS * (SLICES / PARALLEL) };
+// Columns of one pair of fragments along K.
+enum : int { PAIR = 32 };
+// Depth of the last stage, where stages do not divide K.
+enum : int { LAST_DEPTH = K % DEPTH == 0 ? DEPTH : K % DEPTH };
+static_assert(PARALLEL == 1 || PARALLEL == SLICES, "slices are folded left");
+static_assert(SLICES == 1 || SLICE_K % DEPTH == 0, "a stage lies in one slice");
+static_assert(TILE_TOKENS % PASS_TOKENS == 0 && PASS_TOKENS % WARP_TOKENS == 0, "a warp's sums leave in one pass");
+static_assert(STAGES >= 2 && DEPTH % PAIR == 0 && TILE_FEATURES % 16 == 0 && TILE_TOKENS % 8 == 0);
+
+constexpr bool power_of_two(int x) { return (x & (x - 1)) == 0; }
+// A stage is copied in chunks of 16 bytes, chunk c by thread c % THREADS. With powers of two everywhere, where chunk
+// i * THREADS + t comes from is a constant for i plus a place for t: a thread keeps one pointer.
+static_assert(power_of_two(THREADS) && power_of_two(DEPTH) && power_of_two(TILE_FEATURES) && power_of_two(TILE_TOKENS));
+
+// W in fragment order: a warp's 16 x 16 tile is 512 bytes in a row, a row of tiles is one stream along K.
+struct Weights {
+    enum : int { TILES = TILE_FEATURES / 16, DEEP = DEPTH / 16, RUN = DEEP * 32 };
+    enum : int { ALL_TILES = (ROWS + 15) / 16, ALL_DEEP = (K + 15) / 16 };
+    enum : int { CHUNKS = PARALLEL * TILES * RUN, STAGE_BYTES = CHUNKS * 16 };
+    const u8* from;
+    int tile;
+
+    static __device__ constexpr int tile_of(int chunk) { return chunk / RUN % TILES; }
+    static __device__ constexpr u64 offset(int chunk) {
+        return u64(tile_of(chunk)) * ALL_DEEP * 512 + chunk / RUN / TILES * (SLICE_K / 16 * 512) + chunk % RUN * 16;
+    }
+
+    __device__ __forceinline__ Weights(const u8* base, int feature)
+        : from(base + u64(feature / 16) * ALL_DEEP * 512 + offset(threadIdx.x)),
+          tile(feature / 16 + tile_of(threadIdx.x)) {}
+
+    // Issues the copies of K columns `k..k + DEPTH` of each slice.
+    __device__ __forceinline__ void copy(u32 stage, int k) const {
+        const u8* source = from + u64(k / 16) * 512;
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i += THREADS) {
+            if (CHUNKS % THREADS != 0 && i + threadIdx.x >= CHUNKS) break;
+            bool valid = ALL_TILES % TILES == 0 || tile + tile_of(i) < ALL_TILES;
+            if (K % DEPTH != 0) valid = valid && k / 16 + int(i + threadIdx.x) % RUN / 32 < ALL_DEEP;
+            cp_async16(stage + (i + threadIdx.x) * 16, source + offset(i), valid);
+        }
+    }
+
+    // The A fragment of one tile of a stage; other weight formats decode here.
+    static __device__ __forceinline__ void fragment(u32 (&a)[4], u32 stage, int slice, int tile, int deep, int lane) {
+        load_shared16(a, stage + ((slice * TILES + tile) * DEEP + deep) * 512 + lane * 16);
+    }
+};
+
+// x, row-major: a stage holds TILE_TOKENS rows of DEPTH elements per slice, 16-byte chunks swizzled by row so that eight
+// rows of one chunk lie in different banks.
+struct Rows {
+    enum : int { WIDE = DEPTH / 8, CHUNKS = PARALLEL * TILE_TOKENS * WIDE, STAGE_BYTES = CHUNKS * 16 };
+    const ELEMENT* from;
+    int left;  // tokens from this thread's first row to the end
+
+    static __device__ constexpr int token_of(int chunk) { return chunk / WIDE % TILE_TOKENS; }
+    static __device__ constexpr u64 offset(int chunk) {
+        return u64(token_of(chunk)) * K + chunk / WIDE / TILE_TOKENS * SLICE_K + chunk % WIDE * 8;
+    }
+    static __device__ __forceinline__ u32 place(int row, int wide) {
+        int turn = WIDE == 4 ? row / 2 % 4 : row % 8;
+        return (row * WIDE + (wide ^ turn)) * 16;
+    }
+
+    __device__ __forceinline__ Rows(const ELEMENT* base, int token, int m)
+        : from(base + u64(token) * K + offset(threadIdx.x)), left(m - token - token_of(threadIdx.x)) {}
+
+    __device__ __forceinline__ void copy(u32 stage, int k) const {
+        const ELEMENT* source = from + k;
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i += THREADS) {
+            int chunk = i + threadIdx.x;
+            if (CHUNKS % THREADS != 0 && chunk >= CHUNKS) break;
+            u32 to = stage + place(chunk / WIDE, chunk % WIDE);
+            bool valid = token_of(i) < left;
+            int column = k + chunk % WIDE * 8;
+            if constexpr (K % 8 == 0) {
+                if (K % DEPTH != 0) valid = valid && column < K;
+                cp_async16(to, source + offset(i), valid);
+            } else {
+                u32 words[4];
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    u32 lo = valid && column + 2 * j < K ? source[offset(i) + 2 * j].bits : 0;
+                    u32 hi = valid && column + 2 * j + 1 < K ? source[offset(i) + 2 * j + 1].bits : 0;
+                    words[j] = lo | hi << 16;
+                }
+                store_shared16(to, words);
+            }
+        }
+    }
+
+    // B fragments of 8 tokens and 32 columns: two of them.
+    static __device__ __forceinline__ void fragments(u32 (&b)[4], u32 stage, int slice, int first, int t, int pair,
+                                                     int lane) {
+        ldmatrix4(b, stage + place(slice * TILE_TOKENS + first + lane % 8, pair * 4 + lane / 8) + t * (8 * WIDE * 16));
+    }
+};
+
+using Sums = float[FRAGMENTS_F][FRAGMENTS_T][4];
+
+template <class F>
+__device__ __forceinline__ void for_each_sum(F f) {
+#pragma unroll
+    for (int i = 0; i < FRAGMENTS_F; ++i)
+#pragma unroll
+        for (int t = 0; t < FRAGMENTS_T; ++t)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) f(i, t, j);
+}
+__device__ __forceinline__ void fill(Sums& sums, float x) {
+    for_each_sum([&](int f, int t, int j) { sums[f][t][j] = x; });
+}
+
+struct Warp {
+    int lane, slice, feature, token;
+};
+
+__device__ __forceinline__ void multiply(Sums& sums, const Warp& w, u32 weights, u32 rows, int pairs) {
+#pragma unroll
+    for (int pair = 0; pair < DEPTH / PAIR; ++pair) {
+        if (K % DEPTH != 0 && pair >= pairs) break;
+        u32 b[FRAGMENTS_T][4];
+#pragma unroll
+        for (int t = 0; t < FRAGMENTS_T; ++t) Rows::fragments(b[t], rows, w.slice, w.token, t, pair, w.lane);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int f = 0; f < FRAGMENTS_F; ++f) {
+                u32 a[4];
+                Weights::fragment(a, weights, w.slice, w.feature / 16 + f, pair * 2 + half, w.lane);
+#pragma unroll
+                for (int t = 0; t < FRAGMENTS_T; ++t) {
+                    u32 two[2] = {b[t][2 * half], b[t][2 * half + 1]};
+                    mma<ELEMENT>(sums[f][t], a, two);
+                }
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    gemm(const ELEMENT* x, const u8* weight, const float* bias, const OUT* residual, OUT* out, int m) {
+    extern __shared__ __align__(128) u8 shared[];
+    constexpr int STAGE_BYTES = Weights::STAGE_BYTES + Rows::STAGE_BYTES;
+    // Four floats of padding: the lanes of a fragment's store hit different banks.
+    constexpr int STRIDE = TILE_FEATURES + 4;
+
+    let_next_start();
+    Tile tile = tile_of_block<TILE_FEATURES, TILE_TOKENS, GROUP>(blockIdx.x, m);
+    Weights weights(weight, tile.feature);
+    Rows rows(x, tile.token, m);
+    Warp w;
+    w.lane = threadIdx.x % 32;
+    int warp = threadIdx.x / 32;
+    w.feature = warp % WARPS_F * WARP_FEATURES;
+    w.token = warp / WARPS_F % WARPS_T * WARP_TOKENS;
+    w.slice = warp / (WARPS_F * WARPS_T);
+    u32 ring = shared_address(shared);
+
+    // Weights are constant: they are on their way before the launch that makes x has ended.
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; ++i)
+        if (i < STEPS) weights.copy(ring + i * STAGE_BYTES, i * DEPTH);
+    wait_for_previous();
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; ++i) {
+        if (i < STEPS) rows.copy(ring + i * STAGE_BYTES + Weights::STAGE_BYTES, i * DEPTH);
+        cp_async_commit();
+    }
+
+    Sums sums, total;
+    // Adding to -0 keeps every bit of the first slice, 0 would turn its -0 into 0.
+    fill(total, -0.0f);
+    u32 read = 0, write = (STAGES - 1) * STAGE_BYTES;
+    int i = 0;
+#pragma unroll 1
+    for (int round = 0; round < SLICES / PARALLEL; ++round) {
+        fill(sums, 0.0f);
+#pragma unroll 1
+        for (int end = i + SLICE_STEPS; i < end; ++i) {
+            cp_async_wait<STAGES - 2>();
+            __syncthreads();
+            int next = i + STAGES - 1;
+            if (next < STEPS) {
+                weights.copy(ring + write, next * DEPTH);
+                rows.copy(ring + write + Weights::STAGE_BYTES, next * DEPTH);
+            }
+            cp_async_commit();
+            write = write == (STAGES - 1) * STAGE_BYTES ? 0 : write + STAGE_BYTES;
+            int pairs = i + 1 < STEPS ? DEPTH / PAIR : (LAST_DEPTH + PAIR - 1) / PAIR;
+            multiply(sums, w, ring + read, ring + read + Weights::STAGE_BYTES, pairs);
+            read = read == (STAGES - 1) * STAGE_BYTES ? 0 : read + STAGE_BYTES;
+        }
+        for_each_sum([&](int f, int t, int j) { total[f][t][j] = add(total[f][t][j], sums[f][t][j]); });
+    }
+
+    cp_async_wait<0>();
+    __syncthreads();
+    float* tile_sums = reinterpret_cast<float*>(shared);
+#pragma unroll 1
+    for (int pass = 0; pass < TILE_TOKENS; pass += PASS_TOKENS) {
+        bool mine = PASS_TOKENS == TILE_TOKENS || w.token / PASS_TOKENS * PASS_TOKENS == pass;
+#pragma unroll
+        for (int slice = 0; slice < PARALLEL; ++slice) {
+            if (mine && (PARALLEL == 1 || w.slice == slice)) {
+                float* corner = tile_sums + (w.token - pass + w.lane % 4 * 2) * STRIDE + w.feature + w.lane / 4;
+                for_each_sum([&](int f, int t, int j) {
+                    float* at = corner + (t * 8 + j % 2) * STRIDE + f * 16 + j / 2 * 8;
+                    *at = slice == 0 ? total[f][t][j] : add(*at, total[f][t][j]);
+                });
+            }
+            __syncthreads();
+        }
+        finish<EPILOGUE, TILE_FEATURES, PASS_TOKENS, STRIDE, THREADS>(tile_sums, tile.token + pass, tile.feature, m, bias,
+                                                                      residual, out);
+        if (PASS_TOKENS < TILE_TOKENS) __syncthreads();
+    }
+}
+
+}  // namespace lathe
