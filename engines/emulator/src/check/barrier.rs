@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::report::line;
 use crate::decode::Kernel;
 use crate::monitor::{At, Finding};
 
@@ -49,7 +48,7 @@ impl Barriers {
         if whole_block && let Some((warp, pc)) = self.exited {
             let what = format!(
                 "divergent barrier {id}: waits for all {threads} threads, but threads of warp {warp} have exited at {}",
-                line(kernel, pc)
+                kernel.place(pc)
             );
             return Err(finding(first, what));
         }
@@ -60,7 +59,7 @@ impl Barriers {
                     "divergent barrier {id}: warp {} arrives here, warp {} waits at {}",
                     at.warp,
                     other.warp,
-                    line(kernel, other.pc)
+                    kernel.place(other.pc)
                 );
                 Err(finding(first, what))
             }
@@ -85,7 +84,7 @@ impl Barriers {
         let what = format!(
             "divergent barrier {id}: exits while warp {} waits for all threads of the block at {}",
             other.warp,
-            line(kernel, other.pc)
+            kernel.place(other.pc)
         );
         Err(finding(at.mask.trailing_zeros(), what))
     }
@@ -94,7 +93,7 @@ impl Barriers {
     pub fn stuck(waiting: &[(At, u32)], kernel: &Kernel) -> Finding {
         let all: Vec<String> = waiting
             .iter()
-            .map(|(at, id)| format!("warp {} waits at barrier {id}, {}", at.warp, line(kernel, at.pc)))
+            .map(|(at, id)| format!("warp {} waits at barrier {id}, {}", at.warp, kernel.place(at.pc)))
             .collect();
         let lane = waiting.first().map_or(0, |(at, _)| at.mask.trailing_zeros());
         finding(lane, format!("deadlock: no warp can go on; {}", all.join("; ")))

@@ -33,15 +33,6 @@ impl Verb {
     }
 }
 
-/// `line 12 (PTX line 88)` of a kernel.
-pub fn line(kernel: &Kernel, pc: u32) -> String {
-    match kernel.line(pc) {
-        Some(line) if line.source != 0 => format!("line {} (PTX line {})", line.source, line.ptx),
-        Some(line) => format!("PTX line {}", line.ptx),
-        None => "an unknown line".to_string(),
-    }
-}
-
 /// `[1, 0, 0]` of a block counted x first.
 fn place(block: u32, grid: [u32; 3]) -> [u32; 3] {
     let [x, y, _] = grid.map(|n| n.max(1));
@@ -56,7 +47,7 @@ fn party(other: Party, order: &BlockOrder<'_>, kernel: &Kernel) -> String {
         let when = if owner.launch.serial < order.launch.serial { "earlier" } else { "later" };
         return format!("thread {thread} of block {block:?} of the {when} launch of {}", owner.launch.kernel);
     }
-    let at = line(kernel, other.pc);
+    let at = kernel.place(other.pc);
     if owner.block == order.block {
         format!("thread {thread} of the same block at {at}")
     } else {
