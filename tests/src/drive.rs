@@ -100,7 +100,7 @@ pub fn token(i: u64, vocab: u32) -> u32 {
 /// # Errors
 /// When scheduler or engine refuse anything.
 pub fn run(
-    engine: &mut CpuEngine,
+    engine: &mut dyn Engine,
     requests: &[Request],
     order: &[usize],
     conditions: &Conditions,
@@ -190,7 +190,7 @@ pub fn run(
 }
 
 fn fill(
-    engine: &mut CpuEngine,
+    engine: &mut dyn Engine,
     scheduler: &Scheduler,
     step: &Step,
     live: &BTreeMap<u64, (usize, Live<'_>)>,

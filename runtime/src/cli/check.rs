@@ -1,7 +1,6 @@
 //! `runtime check`: will this plan run here, is it whole, does it compute what it should?
 
 use clap::ArgMatches;
-use lathe_api::Engine;
 use lathe_diagnostics::{Diagnostic, Exit, format_bytes};
 use lathe_plan::Plan;
 use serde_json::{Value, json};
@@ -91,11 +90,11 @@ fn self_test(plan: &std::sync::Arc<Plan>, settings: &EngineSettings) -> Outcome<
     let Some(test) = plan.self_test() else { return Ok(None) };
     let mut settings = settings.clone();
     if plan.program(SELF_TEST_PROGRAM).is_some() {
-        settings.options.program = Some(SELF_TEST_PROGRAM.to_owned());
+        settings.program = SELF_TEST_PROGRAM;
     }
     let mut engine = load::engine(plan, &settings)?;
     let (mut largest, mut worst) = (0.0f32, None);
-    each_logits(&mut engine, &test.token_ids, |position, row| {
+    each_logits(engine.as_mut(), &test.token_ids, |position, row| {
         let Some(at) = test.positions.iter().position(|p| *p as usize == position) else { return };
         let expected = test.logits.chunks(test.ids.len().max(1)).nth(at).unwrap_or_default();
         for (&id, &want) in test.ids.iter().zip(expected) {
