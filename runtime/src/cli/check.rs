@@ -37,6 +37,9 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
             format!("memory: the engine took {taken}, the report says {said}"),
         ));
     }
+    for line in info.memory.lines.iter().filter(|l| l.measured) {
+        say(format!("measured  {} {}", line.name, format_bytes(line.bytes)))?;
+    }
     say(format!("fits      path {}, {} threads", info.path, info.threads))?;
     say(format!(
         "limits    {} sequences, {} tokens a step, {} tokens a sequence, {} KV blocks of {}",
@@ -62,8 +65,9 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
     }?;
     if as_json {
         let lines = info.memory.lines.iter();
-        let memory: Vec<Value> =
-            lines.map(|l| json!({"name": l.name, "bytes": l.bytes, "mapped": l.mapped})).collect();
+        let memory: Vec<Value> = lines
+            .map(|l| json!({"name": l.name, "bytes": l.bytes, "mapped": l.mapped, "measured": l.measured}))
+            .collect();
         let result = json!({
             "name": card.name, "path": info.path, "threads": info.threads, "memory": memory,
             "allocated_bytes": info.memory.allocated(), "weights": plan.weights().len(), "tokenizer": text.is_some(),
