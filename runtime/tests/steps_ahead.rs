@@ -72,10 +72,11 @@ impl Engine for Ahead {
     }
 }
 
-/// All that a client sees of a request, in bits.
+/// All that a client sees of a request, in bits. Some were preempted.
 fn answers(engine: Box<dyn Engine>, requests: &[SequenceRequest]) -> Vec<String> {
+    let metrics = Arc::new(Metrics::new(MAX_SEQ_LEN as u32));
     let policy = Policy { max_queue: 256, chunk_limit: Some(48), warm: false };
-    let (handle, thread) = start(engine, policy, Arc::new(Metrics::new(MAX_SEQ_LEN as u32))).unwrap();
+    let (handle, thread) = start(engine, policy, metrics.clone()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let tasks: Vec<_> = requests
         .iter()
@@ -111,6 +112,10 @@ fn answers(engine: Box<dyn Engine>, requests: &[SequenceRequest]) -> Vec<String>
     });
     handle.stop();
     thread.join().unwrap();
+    assert!(
+        !metrics.render("m").contains("num_preemptions_total{model_name=\"m\"} 0\n"),
+        "nothing was preempted"
+    );
     answers
 }
 
