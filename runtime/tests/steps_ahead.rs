@@ -113,7 +113,7 @@ fn answers(engine: Box<dyn Engine>, requests: &[SequenceRequest]) -> Vec<String>
     handle.stop();
     thread.join().unwrap();
     assert!(
-        !metrics.render("m").contains("num_preemptions_total{model_name=\"m\"} 0\n"),
+        !metrics.render("m").contains("num_preemptions_total{model_name=\"m\",engine=\"0\"} 0\n"),
         "nothing was preempted"
     );
     answers
