@@ -33,7 +33,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR|none")]
     pub tokenizer: Option<PathBuf>,
 
-    /// What the plan runs on, one or several of cpu, sm_80, sm_86, sm_89, sm_90, sm_120a, native.
+    /// What the plan runs on, one or several of cpu, sm_80, sm_86, sm_89, sm_90, sm_120a, native; compute_80 adds PTX
+    /// for `runtime --allow-ptx-jit true` on other GPUs.
     #[arg(long, value_name = "TARGET[,TARGET]", default_value = "cpu")]
     pub target: String,
 

@@ -21,8 +21,10 @@ const fn of(name: &'static str, device: &'static str, terabytes: f64, teraflops:
     CudaArch { name, device, bytes_per_second: terabytes * 1e12, flops_per_second: teraflops * 1e12 }
 }
 
-/// CUDA architectures that the kernels run on.
+/// CUDA architectures that the kernels run on. `compute_80` is PTX alone, which drivers of newer devices can compile where
+/// they are allowed to.
 pub const CUDA: &[CudaArch] = &[
+    of("compute_80", "A100", 2.04, 312.0),
     of("sm_80", "A100", 2.04, 312.0),
     of("sm_86", "A40", 0.70, 150.0),
     of("sm_89", "L40S", 0.86, 362.0),
@@ -120,7 +122,10 @@ mod tests {
     fn what_cannot_be_is_said_by_name() {
         let none = || Err("no CUDA driver on this machine".to_owned());
         for (list, want) in [
-            ("", "unsupported target : known are cpu, sm_80, sm_86, sm_89, sm_90, sm_120a, native"),
+            (
+                "",
+                "unsupported target : known are cpu, compute_80, sm_80, sm_86, sm_89, sm_90, sm_120a, native",
+            ),
             ("cpu,", "unsupported target : known are"),
             ("sm_100a", "unsupported target sm_100a: it needs tcgen05 kernels"),
             ("sm_90a", "unsupported target sm_90a: its wgmma kernels do not exist yet"),

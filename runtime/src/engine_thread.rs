@@ -4,7 +4,7 @@
 //! ends exactly once, or the engine fails as a whole and says so to all. Gives up: on the first error of the engine
 //! that is not one sequence's; the process is expected to end then.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use lathe_api::{
-    Engine, EngineError, EngineInfo, RowOutput, SampleRow, SeqStep, SlotState, StepOutput, StepPlan,
+    Engine, EngineError, EngineInfo, RowOutput, SampleRow, SeqStep, SlotState, StepOutput, StepPlan, Ticket,
     TokenSource, Wanted,
 };
 use lathe_scheduler::{Limits, LimitsError, NewSequence, Progress, Refusal, Scheduler, SeqId, Step};
@@ -57,6 +57,8 @@ pub struct Policy {
     pub max_queue: usize,
     /// Largest prefill chunk of one sequence in one step, in tokens; `None`: what the step's budget leaves.
     pub chunk_limit: Option<u32>,
+    /// Let the engine take pages and read weights in the background first; a short life is better off without.
+    pub warm: bool,
 }
 
 /// The engine thread could not be started.
@@ -70,14 +72,12 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
 }
 
-/// Starts the thread. It ends on [`EngineHandle::stop`] or when the engine fails. `prepare` runs on it before the
-/// first step, while requests may already be submitted.
+/// Starts the thread. It ends on [`EngineHandle::stop`] or when the engine fails.
 ///
 /// # Errors
 /// Sizes under which the scheduler cannot promise progress, or no thread.
-pub fn start<E: Engine + 'static>(
-    engine: E,
-    prepare: impl FnOnce(&E) -> Result<(), EngineError> + Send + 'static,
+pub fn start(
+    mut engine: Box<dyn Engine>,
     policy: Policy,
     metrics: Arc<Metrics>,
 ) -> Result<(EngineHandle, std::thread::JoinHandle<()>), StartError> {
@@ -104,10 +104,11 @@ pub fn start<E: Engine + 'static>(
     let health = shared.health.clone();
     let mut work = EngineThread::new(&info, scheduler, metrics);
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-        let mut engine = engine;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            prepare(&engine).map_err(|e| e.to_string())?;
-            work.run(&mut engine, &inbox)
+            if policy.warm {
+                engine.warm().map_err(|e| e.to_string())?;
+            }
+            work.run(engine.as_mut(), &inbox)
         }));
         let reason = match outcome {
             Ok(Ok(())) => return,
@@ -274,18 +275,52 @@ struct RowUse {
     position: u32,
 }
 
+/// A step from its schedule to its answers. Buffers are reused.
+struct Flight {
+    step: Step,
+    uses: Vec<RowUse>,
+    /// By index into `Step::sequences`: left out of the plan.
+    skipped: Vec<bool>,
+    /// By index into `Step::sequences`: no token may follow.
+    at_length: Vec<bool>,
+    n_rows: usize,
+    ticket: Ticket,
+}
+
+impl Flight {
+    fn new(info: &EngineInfo) -> Self {
+        let batch = info.max_batch as usize;
+        Flight {
+            step: Step::with_capacity(info.max_batch),
+            uses: Vec::with_capacity(info.max_sample_rows as usize),
+            skipped: Vec::with_capacity(batch),
+            at_length: Vec::with_capacity(batch),
+            n_rows: 0,
+            ticket: Ticket(0),
+        }
+    }
+
+    /// The row that draws the next token of a sequence.
+    fn drawing_row(&self, id: SeqId) -> Option<u32> {
+        let at = self.step.sequences.iter().position(|part| part.id == id && part.samples)?;
+        self.uses.iter().rposition(|u| u.at == at).map(|row| row as u32)
+    }
+}
+
 struct EngineThread {
     max_seq_len: u32,
     scheduler: Scheduler,
     metrics: Arc<Metrics>,
     live: HashMap<SeqId, Sequence>,
     next_id: u64,
-    step: Step,
     plan: StepPlan,
     output: StepOutput,
-    uses: Vec<RowUse>,
-    /// By index into `Step::sequences`: left out of the plan.
-    skipped: Vec<bool>,
+    /// The step that is being made.
+    next: Flight,
+    /// Submitted, not collected, oldest first; at most `steps_ahead + 1`.
+    flying: VecDeque<Flight>,
+    idle: Vec<Flight>,
+    steps_ahead: usize,
     n_empty_steps: u32,
 }
 
@@ -302,18 +337,19 @@ impl EngineThread {
             metrics,
             live: HashMap::with_capacity(batch * 2),
             next_id: 0,
-            step: Step::with_capacity(info.max_batch),
             plan: StepPlan::with_capacity(info.max_num_tokens as usize, batch, rows, batch * blocks_per_seq),
             output: StepOutput::with_capacity(rows),
-            uses: Vec::with_capacity(rows),
-            skipped: Vec::with_capacity(batch),
+            next: Flight::new(info),
+            flying: VecDeque::with_capacity(info.steps_ahead as usize + 1),
+            idle: (0..=info.steps_ahead).map(|_| Flight::new(info)).collect(),
+            steps_ahead: info.steps_ahead as usize,
             n_empty_steps: 0,
         }
     }
 
     fn run(&mut self, engine: &mut dyn Engine, inbox: &mpsc::Receiver<Message>) -> Result<(), String> {
         loop {
-            if self.scheduler.is_idle() {
+            if self.scheduler.is_idle() && self.flying.is_empty() {
                 self.publish();
                 let Ok(message) = inbox.recv() else { return Ok(()) };
                 if !self.receive(message) {
@@ -325,7 +361,7 @@ impl EngineThread {
                     return Ok(());
                 }
             }
-            if !self.scheduler.is_idle() {
+            if !self.scheduler.is_idle() || !self.flying.is_empty() {
                 self.run_step(engine)?;
                 self.publish();
             }
@@ -409,7 +445,9 @@ impl EngineThread {
     /// Takes a live sequence out; its blocks and slot are free at once.
     fn remove(&mut self, id: SeqId) -> Option<Sequence> {
         let sequence = self.live.remove(&id)?;
-        if let Err(misuse) = self.scheduler.abort(id) {
+        if sequence.scheduling
+            && let Err(misuse) = self.scheduler.abort(id)
+        {
             tracing::error!(%misuse, "a live sequence was unknown to the scheduler");
         }
         Some(sequence)
@@ -426,47 +464,101 @@ impl EngineThread {
         self.metrics.set_load(&self.scheduler.stats());
     }
 
+    /// Submits the next step, if there is one, then takes the answers of the oldest where no more steps may be ahead.
     fn run_step(&mut self, engine: &mut dyn Engine) -> Result<(), String> {
-        self.scheduler.schedule(&mut self.step);
-        for id in &self.step.preempted {
+        let submitted = self.submit_step(engine)?;
+        self.collect(engine, if submitted { self.steps_ahead } else { 0 })
+    }
+
+    /// Takes answers, the oldest first, until at most `most` steps are under way.
+    fn collect(&mut self, engine: &mut dyn Engine, most: usize) -> Result<(), String> {
+        while self.flying.len() > most {
+            let Some(flight) = self.flying.pop_front() else { break };
+            let ticket = flight.ticket;
+            engine.collect(ticket, &mut self.output).map_err(|e| format!("collect: {e}"))?;
+            if self.output.rows.len() != flight.n_rows {
+                return Err(format!(
+                    "collect: {} rows came back for {}",
+                    self.output.rows.len(),
+                    flight.n_rows
+                ));
+            }
+            self.deliver(&flight)?;
+            self.idle.push(flight);
+        }
+        Ok(())
+    }
+
+    /// False: there was nothing to run.
+    fn submit_step(&mut self, engine: &mut dyn Engine) -> Result<bool, String> {
+        if self.scheduler.is_idle() {
+            return Ok(false);
+        }
+        self.scheduler.schedule(&mut self.next.step);
+        for id in &self.next.step.preempted {
             if let Some(sequence) = self.live.get_mut(id) {
                 sequence.n_preemptions += 1;
             }
         }
+        // One that comes back after preemption brings its history along, the token under way included.
+        let draws = |id| self.flying.iter().any(|flight| flight.drawing_row(id).is_some());
+        if self.next.step.sequences.iter().any(|part| part.newly_admitted && draws(part.id)) {
+            self.collect(engine, 0)?;
+        }
         self.fill_plan(engine)?;
         if self.plan.seqs.is_empty() {
-            self.n_empty_steps += 1;
+            // Answers that are still to come may free what the others wait for.
+            self.n_empty_steps += u32::from(self.flying.is_empty());
             if self.n_empty_steps > MAX_EMPTY_STEPS && !self.scheduler.is_idle() {
                 return Err("scheduler: sequences wait but none can run".to_owned());
             }
-            return Ok(());
+            return Ok(false);
         }
         self.n_empty_steps = 0;
         let fault = |stage: &str, e: EngineError| format!("{stage}: {e}");
         let ticket = engine.submit(&self.plan).map_err(|e| fault("submit", e))?;
         engine.sample(ticket, None).map_err(|e| fault("sample", e))?;
-        engine.collect(ticket, &mut self.output).map_err(|e| fault("collect", e))?;
-        if self.output.rows.len() != self.plan.rows.len() {
-            return Err(format!(
-                "collect: {} rows came back for {}",
-                self.output.rows.len(),
-                self.plan.rows.len()
-            ));
-        }
         self.metrics.iteration_tokens.record(self.plan.tokens.len() as f64);
-        self.deliver()
+        (self.next.ticket, self.next.n_rows) = (ticket, self.plan.rows.len());
+        self.commit()?;
+        let spare = self.idle.pop().ok_or("a step too many is under way")?;
+        self.flying.push_back(std::mem::replace(&mut self.next, spare));
+        Ok(true)
+    }
+
+    /// Tells the scheduler that the step is as good as done, before its tokens are known: the next one may build on it.
+    fn commit(&mut self) -> Result<(), String> {
+        let misused = |misuse| format!("scheduler: {misuse}");
+        for (part, skipped) in self.next.step.sequences.iter().zip(&self.next.skipped) {
+            let mut at_length = false;
+            if !skipped {
+                let progress = self.scheduler.commit(part.id, u32::from(part.samples)).map_err(misused)?;
+                at_length = progress == Progress::Length;
+            }
+            if at_length {
+                self.scheduler.finish(part.id).map_err(misused)?;
+                if let Some(sequence) = self.live.get_mut(&part.id) {
+                    sequence.scheduling = false;
+                }
+            }
+            self.next.at_length.push(at_length);
+        }
+        Ok(())
     }
 
     fn fill_plan(&mut self, engine: &mut dyn Engine) -> Result<(), String> {
         let now = Instant::now();
-        let plan = &mut self.plan;
+        let (plan, next) = (&mut self.plan, &mut self.next);
         plan.clear();
-        self.uses.clear();
-        self.skipped.clear();
-        for (at, part) in self.step.sequences.iter().enumerate() {
-            self.skipped.push(false);
+        next.uses.clear();
+        next.skipped.clear();
+        next.at_length.clear();
+        for (at, part) in next.step.sequences.iter().enumerate() {
+            next.skipped.push(false);
+            // Answers that came after the schedule may have ended it.
             let Some(seq) = self.live.get_mut(&part.id) else {
-                return Err(format!("scheduler: {} is not live", part.id));
+                next.skipped[at] = true;
+                continue;
             };
             let slot = lathe_api::Slot(part.slot.0);
             if part.newly_admitted {
@@ -481,7 +573,7 @@ impl EngineThread {
                     Err(EngineError::Request(reason)) => {
                         let choice = seq.choice;
                         drop(seq.events.send(Event::Rejected { choice, reason }));
-                        self.skipped[at] = true;
+                        next.skipped[at] = true;
                         continue;
                     }
                     Err(e) => return Err(format!("bind: {e}")),
@@ -492,8 +584,16 @@ impl EngineThread {
                 seq.n_prefilled += part.len;
             }
             let (q_start, end) = (plan.tokens.len() as u32, part.start + part.len);
-            let ids = &seq.tokens[part.start as usize..end as usize];
+            let known = seq.tokens.len().min(end as usize);
+            let ids = seq.tokens.get(part.start as usize..known).unwrap_or_default();
             plan.tokens.extend(ids.iter().map(|&id| TokenSource::Literal(id)));
+            // The token that the step before draws is not here yet, and need not be.
+            let n_drawing = u32::from(known < end as usize);
+            if n_drawing == 1 {
+                let row = self.flying.back().and_then(|flight| flight.drawing_row(part.id));
+                let row = row.ok_or_else(|| format!("{}: position {known} has no token", part.id))?;
+                plan.tokens.push(TokenSource::Row(row));
+            }
             plan.positions.extend(part.start..end);
             let blocks_start = plan.blocks.len() as u32;
             plan.blocks.extend(self.scheduler.block_table(part.slot).iter().map(|block| block.0));
@@ -522,57 +622,52 @@ impl EngineThread {
                     wanted,
                     params: seq.spec.params,
                     top_logprobs: seq.spec.top_logprobs,
-                    suppress_stops: seq.suppress_stops(),
+                    suppress_stops: seq.suppress_stops(n_drawing),
                 });
-                self.uses.push(RowUse { at, position: position + 1 });
+                next.uses.push(RowUse { at, position: position + 1 });
             }
         }
-        for at in 0..self.skipped.len() {
-            if self.skipped[at] {
-                let id = self.step.sequences[at].id;
+        for at in 0..self.next.skipped.len() {
+            if self.next.skipped[at] {
+                let id = self.next.step.sequences[at].id;
                 self.remove(id);
             }
         }
         Ok(())
     }
 
-    fn deliver(&mut self) -> Result<(), String> {
+    fn deliver(&mut self, flight: &Flight) -> Result<(), String> {
         let now = Instant::now();
         let mut rows = 0..0;
-        for at in 0..self.step.sequences.len() {
-            if self.skipped[at] {
+        for (at, part) in flight.step.sequences.iter().enumerate() {
+            if flight.skipped[at] {
                 continue;
             }
             rows.start = rows.end;
-            while self.uses.get(rows.end).is_some_and(|u| u.at == at) {
+            while flight.uses.get(rows.end).is_some_and(|u| u.at == at) {
                 rows.end += 1;
             }
-            let part = &self.step.sequences[at];
-            let progress = self
-                .scheduler
-                .commit(part.id, u32::from(part.samples))
-                .map_err(|misuse| format!("scheduler: {misuse}"))?;
-            let Some(seq) = self.live.get_mut(&part.id) else {
-                return Err(format!("scheduler: {} is not live", part.id));
-            };
+            // It was aborted meanwhile, or the step before has ended it.
+            let Some(seq) = self.live.get_mut(&part.id) else { continue };
+            let at_length = flight.at_length[at];
             let n_scored = rows.len() - usize::from(part.samples);
             let mut gone = false;
             if n_scored > 0 {
                 let scored = rows.start..rows.start + n_scored;
                 let scores =
                     self.output.rows[scored.clone()].iter().map(|row| score(&self.output, row)).collect();
-                let first = self.uses[scored.start].position;
+                let first = flight.uses[scored.start].position;
                 gone |= seq.events.send(Event::Scored { choice: seq.choice, first, scores }).is_err();
             }
             let mut finish = None;
             if part.samples {
                 let row = &self.output.rows[rows.end - 1];
                 let id = row.token.id;
-                finish = seq.append(id, progress == Progress::Length);
+                finish = seq.append(id, at_length);
                 self.metrics.token_drawn(seq, now);
                 let score = seq.spec.top_logprobs.is_some().then(|| score(&self.output, row));
                 gone |= seq.events.send(Event::Token { choice: seq.choice, id, score, finish }).is_err();
-            } else if progress == Progress::Length {
+            } else if at_length {
                 finish = Some(Finish::Length);
                 let event = Event::Finished { choice: seq.choice, finish: Finish::Length };
                 gone |= seq.events.send(event).is_err();

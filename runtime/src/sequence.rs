@@ -22,6 +22,8 @@ pub(crate) struct Sequence {
     pub n_preemptions: u32,
     /// Prompt and recomputed positions that were really computed before the first token.
     pub n_prefilled: u32,
+    /// The scheduler knows it; not any more once its last token is under way.
+    pub scheduling: bool,
 }
 
 impl Sequence {
@@ -48,6 +50,7 @@ impl Sequence {
             last_token: None,
             n_preemptions: 0,
             n_prefilled: 0,
+            scheduling: true,
         }
     }
 
@@ -59,15 +62,15 @@ impl Sequence {
         &self.tokens[self.prompt_len()..]
     }
 
-    /// While true, stop ids are not drawn.
-    pub fn suppress_stops(&self) -> bool {
-        (self.output().len() as u32) < self.spec.min_new_tokens
+    /// While true, stop ids are not drawn. `n_drawing` tokens are under way.
+    pub fn suppress_stops(&self, n_drawing: u32) -> bool {
+        self.output().len() as u32 + n_drawing < self.spec.min_new_tokens
     }
 
     /// Takes the drawn token; says whether it ends the sequence. `at_length` is the scheduler's word that no token
     /// may follow.
     pub fn append(&mut self, id: u32, at_length: bool) -> Option<Finish> {
-        let may_stop = !self.suppress_stops();
+        let may_stop = !self.suppress_stops(0);
         self.tokens.push(id);
         if may_stop && self.spec.stop_ids.contains(&id) {
             Some(Finish::StopId(id))
@@ -115,10 +118,10 @@ mod tests {
     #[test]
     fn stops_are_suppressed_below_the_minimum() {
         let mut seq = sequence(2);
-        assert!(seq.suppress_stops());
+        assert!(seq.suppress_stops(0));
         assert_eq!(seq.append(9, false), None, "drawn all the same, as by a bias: not a stop yet");
         assert_eq!(seq.append(5, false), None);
-        assert!(!seq.suppress_stops());
+        assert!(!seq.suppress_stops(0));
         assert_eq!(seq.append(9, false), Some(Finish::StopId(9)));
     }
 

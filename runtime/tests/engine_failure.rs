@@ -77,8 +77,8 @@ fn fails_loudly(panics: bool, reason: &str) {
     let max_seq_len = engine.info().max_seq_len;
     let metrics = Arc::new(Metrics::new(max_seq_len));
     let faulty = Faulty { engine, steps_left: 5, panics };
-    let policy = Policy { max_queue: 64, chunk_limit: None };
-    let (handle, thread) = start(faulty, |_| Ok(()), policy, metrics.clone()).unwrap();
+    let policy = Policy { max_queue: 64, chunk_limit: None, warm: false };
+    let (handle, thread) = start(Box::new(faulty), policy, metrics.clone()).unwrap();
     let server = Arc::new(Server {
         backend: Box::new(handle.clone()),
         model: Arc::new(Model {

@@ -10,6 +10,9 @@ use lathe_api::{
     Engine, SampleRow, SamplingParams, SeqStep, Slot, SlotState, StepOutput, StepPlan, TokenSource, Wanted,
 };
 use lathe_cpu::{CpuEngine, CpuOptions, Isa};
+use lathe_cuda::{CudaEngine, CudaOptions};
+use lathe_device::Arch;
+use lathe_emulator::{CheckOptions, DeviceModel, Emulator, EmulatorOptions};
 use lathe_plan::Plan;
 use lathe_scheduler::{Limits, NewSequence, Scheduler, SeqId, Step};
 
@@ -82,6 +85,38 @@ pub fn load(plan: &Path, threads: usize, isa: Option<Isa>) -> Result<CpuEngine> 
     Ok(CpuEngine::load(plan, &CpuOptions { threads, isa, ..CpuOptions::default() })?)
 }
 
+/// How the emulator runs a plan's CUDA program.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Emulation {
+    /// Every access is checked.
+    pub checked: bool,
+    /// Blocks and warps run in an order drawn from this.
+    pub seed: Option<u64>,
+    /// Decode steps are launched one kernel at a time.
+    pub without_graphs: bool,
+    /// Multiprocessors; 0 is the device's own number.
+    pub sm_count: u32,
+}
+
+/// Loads a plan's CUDA program on the emulator.
+///
+/// # Errors
+/// When plan, engine or emulator refuse.
+pub fn emulate(plan: &Path, how: Emulation) -> Result<CudaEngine> {
+    let mut device = DeviceModel::of(Arch { major: 8, minor: 0 });
+    if how.sm_count > 0 {
+        device.sm_count = how.sm_count;
+    }
+    let options = EmulatorOptions {
+        check: how.checked.then(CheckOptions::default),
+        seed: how.seed,
+        ..EmulatorOptions::new(device)
+    };
+    let options_of_engine = CudaOptions { graphs: !how.without_graphs, ..CudaOptions::default() };
+    let driver = Box::new(Emulator::new(&options)?);
+    Ok(CudaEngine::load(Arc::new(Plan::open(plan)?), driver, &options_of_engine)?)
+}
+
 struct Live<'a> {
     request: &'a Request,
     ids: Vec<u32>,
@@ -100,7 +135,7 @@ pub fn token(i: u64, vocab: u32) -> u32 {
 /// # Errors
 /// When scheduler or engine refuse anything.
 pub fn run(
-    engine: &mut CpuEngine,
+    engine: &mut dyn Engine,
     requests: &[Request],
     order: &[usize],
     conditions: &Conditions,
@@ -190,7 +225,7 @@ pub fn run(
 }
 
 fn fill(
-    engine: &mut CpuEngine,
+    engine: &mut dyn Engine,
     scheduler: &Scheduler,
     step: &Step,
     live: &BTreeMap<u64, (usize, Live<'_>)>,

@@ -1,6 +1,7 @@
 //! Tests across crates: parity with outside goldens, one answer, clients, tidy. The tests are in `tests/`; here is
 //! what they share: where the built programs and the made fixtures are.
 
+pub mod answers;
 pub mod drive;
 pub mod golden;
 pub mod server;

@@ -41,6 +41,7 @@ pub fn compile(
     let sources: Vec<_> = jobs.iter().map(|(source, arch)| (nvrtc_source(source), arch.name)).collect();
     let compiler = Compiler::new(options.kernel_cache.clone());
     let compiled = compiler.compile_all(&sources, options.threads)?;
+    tracing::debug!(phase = "emit", modules = compiled.len(), "kernels compiled");
 
     let mut reports = Vec::new();
     let on_devices = programs.iter_mut().zip(code).filter(|(p, _)| p.target != Target::Cpu);
@@ -50,7 +51,8 @@ pub fn compile(
             let compiled = at.and_then(|at| compiled.get(at));
             let compiled =
                 compiled.ok_or_else(|| CompileError::Bug(format!("{} was not compiled", source.name)))?;
-            program.modules.push(module(source, compiled, writer));
+            let at = program.modules.len() as u32;
+            program.modules.push(module(source, compiled, &kernels(program, at), writer));
         }
         if program.name == "decoder" {
             reports.extend(report(program, code, arch));
@@ -63,23 +65,38 @@ fn nvrtc_source(source: &Source) -> lathe_nvrtc::Source<'_> {
     lathe_nvrtc::Source { name: &source.name, text: source.text, headers: HEADERS, defines: &source.defines }
 }
 
-fn module(source: &Source, compiled: &Compiled, writer: &mut CodeWriter) -> Module {
+/// Names of the kernels that a program launches from a module.
+fn kernels(program: &Program, module: u32) -> Vec<String> {
+    let launches = program.launches.iter().flat_map(|l| &l.device).chain(&program.sampling);
+    let mut names: Vec<String> = launches.filter(|l| l.module == module).map(|l| l.entry.clone()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// A module of the plan. Of PTX alone the compiler says nothing but that it is right, so the kernels are those that are
+/// launched.
+fn module(source: &Source, compiled: &Compiled, launched: &[String], writer: &mut CodeWriter) -> Module {
+    let known = compiled.entries.iter().map(|e| Entry {
+        name: e.name.clone(),
+        registers: e.registers,
+        spill_bytes: e.spill_store_bytes + e.spill_load_bytes,
+        stack_bytes: e.stack_bytes,
+        shared_bytes: e.shared_bytes,
+    });
+    let unknown = launched.iter().map(|name| Entry {
+        name: name.clone(),
+        registers: 0,
+        spill_bytes: 0,
+        stack_bytes: 0,
+        shared_bytes: 0,
+    });
     let defines = source.defines.iter().map(|(name, value)| format!(" {name}={value}"));
     Module {
         name: source.name.clone() + &defines.collect::<String>(),
-        cubin: Some(writer.add(&compiled.cubin)),
+        cubin: (!compiled.cubin.is_empty()).then(|| writer.add(&compiled.cubin)),
         ptx: Some(writer.add(compiled.ptx.as_bytes())),
-        entries: compiled
-            .entries
-            .iter()
-            .map(|e| Entry {
-                name: e.name.clone(),
-                registers: e.registers,
-                spill_bytes: e.spill_store_bytes + e.spill_load_bytes,
-                stack_bytes: e.stack_bytes,
-                shared_bytes: e.shared_bytes,
-            })
-            .collect(),
+        entries: if compiled.entries.is_empty() { unknown.collect() } else { known.collect() },
     }
 }
 

@@ -53,6 +53,8 @@ pub struct MemoryLine {
     pub bytes: u64,
     /// True for pages of the plan's map, which the system may drop and read again.
     pub mapped: bool,
+    /// True for what the device took besides, measured: code, graphs. No report knows it before.
+    pub measured: bool,
 }
 
 /// All memory that an engine holds, fixed at load.
@@ -63,9 +65,9 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Bytes that are allocated, mapped pages left out.
+    /// Bytes that are allocated as planned: mapped pages and what was only measured left out.
     pub fn allocated(&self) -> u64 {
-        self.lines.iter().filter(|l| !l.mapped).map(|l| l.bytes).sum()
+        self.lines.iter().filter(|l| !l.mapped && !l.measured).map(|l| l.bytes).sum()
     }
 }
 

@@ -151,7 +151,7 @@ impl CpuEngine {
             kv_tokens: Some(u64::from(n_blocks) * bound.block as u64),
         };
         let planned = PlannedMemory::new(plan.card(), program, plan.data_bytes(), request);
-        let line = |(name, bytes, mapped)| MemoryLine { name, bytes, mapped };
+        let line = |(name, bytes, mapped)| MemoryLine { name, bytes, mapped, measured: false };
         let report = MemoryReport { lines: planned.lines().map(line).to_vec() };
         if let Some(available) = options.memory_limit.or_else(region::available)
             && report.allocated() > available

@@ -20,4 +20,4 @@ pub use engine::CudaEngine;
 pub use gpu::GpuDriver;
 pub use launches::LAUNCH_EVENTS;
 pub use load::{CudaOptions, DEFAULT_RESERVE};
-pub use target::{Choice, choose};
+pub use target::{Choice, arch_of, choose};

@@ -166,7 +166,7 @@ impl CudaEngine {
         };
         let after_graphs = free(&*driver)?;
         let measured = before_code.saturating_sub(after_code) + before_graphs.saturating_sub(after_graphs);
-        lines.push(MemoryLine { name: "code and graphs", bytes: measured, mapped: false });
+        lines.push(MemoryLine { name: "code and graphs", bytes: measured, mapped: false, measured: true });
 
         let mut lane = || -> Result<Lane, DriverError> {
             let bytes = |table| step_table_bytes(table, &limits, vocab_size, pool.block) as usize;

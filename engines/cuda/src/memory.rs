@@ -113,7 +113,7 @@ impl Taken {
             ("step tables", self.step_tables),
             ("sampler", self.sampler),
         ]
-        .map(|(name, bytes)| MemoryLine { name, bytes, mapped: false })
+        .map(|(name, bytes)| MemoryLine { name, bytes, mapped: false, measured: false })
         .into()
     }
 }

@@ -47,6 +47,11 @@ fn parse(target: &str) -> Option<Code> {
     })
 }
 
+/// The architecture that a target's name stands for; `None` where it is no such name.
+pub fn arch_of(target: &str) -> Option<Arch> {
+    parse(target).map(Code::arch)
+}
+
 impl Code {
     fn arch(self) -> Arch {
         match self {

@@ -1,7 +1,6 @@
 //! `runtime check`: will this plan run here, is it whole, does it compute what it should?
 
 use clap::ArgMatches;
-use lathe_api::Engine;
 use lathe_diagnostics::{Diagnostic, Exit, format_bytes};
 use lathe_plan::Plan;
 use serde_json::{Value, json};
@@ -38,6 +37,9 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
             format!("memory: the engine took {taken}, the report says {said}"),
         ));
     }
+    for line in info.memory.lines.iter().filter(|l| l.measured) {
+        say(format!("measured  {} {}", line.name, format_bytes(line.bytes)))?;
+    }
     say(format!("fits      path {}, {} threads", info.path, info.threads))?;
     say(format!(
         "limits    {} sequences, {} tokens a step, {} tokens a sequence, {} KV blocks of {}",
@@ -63,8 +65,9 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
     }?;
     if as_json {
         let lines = info.memory.lines.iter();
-        let memory: Vec<Value> =
-            lines.map(|l| json!({"name": l.name, "bytes": l.bytes, "mapped": l.mapped})).collect();
+        let memory: Vec<Value> = lines
+            .map(|l| json!({"name": l.name, "bytes": l.bytes, "mapped": l.mapped, "measured": l.measured}))
+            .collect();
         let result = json!({
             "name": card.name, "path": info.path, "threads": info.threads, "memory": memory,
             "allocated_bytes": info.memory.allocated(), "weights": plan.weights().len(), "tokenizer": text.is_some(),
@@ -91,11 +94,11 @@ fn self_test(plan: &std::sync::Arc<Plan>, settings: &EngineSettings) -> Outcome<
     let Some(test) = plan.self_test() else { return Ok(None) };
     let mut settings = settings.clone();
     if plan.program(SELF_TEST_PROGRAM).is_some() {
-        settings.options.program = Some(SELF_TEST_PROGRAM.to_owned());
+        settings.program = SELF_TEST_PROGRAM;
     }
     let mut engine = load::engine(plan, &settings)?;
     let (mut largest, mut worst) = (0.0f32, None);
-    each_logits(&mut engine, &test.token_ids, |position, row| {
+    each_logits(engine.as_mut(), &test.token_ids, |position, row| {
         let Some(at) = test.positions.iter().position(|p| *p as usize == position) else { return };
         let expected = test.logits.chunks(test.ids.len().max(1)).nth(at).unwrap_or_default();
         for (&id, &want) in test.ids.iter().zip(expected) {

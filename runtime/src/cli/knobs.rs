@@ -20,6 +20,28 @@ pub struct Knob {
 /// Settings of every command that runs an engine.
 pub const ENGINE: &[Knob] = &[
     Knob {
+        name: "device",
+        env: "LATHE_DEVICE",
+        value: "DEVICE",
+        default: Some("auto"),
+        help: "cpu, cuda, cuda:N, emulator (runs the plan's CUDA program on the CPU), emulator:checked (and checks every \
+               access), or auto: a GPU that the plan has a program for, else the CPU",
+    },
+    Knob {
+        name: "device-reserve",
+        env: "LATHE_DEVICE_RESERVE",
+        value: "SIZE",
+        default: Some("512MiB"),
+        help: "Device memory that is left to others when the KV pool is sized",
+    },
+    Knob {
+        name: "allow-ptx-jit",
+        env: "LATHE_ALLOW_PTX_JIT",
+        value: "BOOL",
+        default: Some("false"),
+        help: "true lets the driver compile the plan's PTX for a GPU that it holds no machine code for",
+    },
+    Knob {
         name: "threads",
         env: "LATHE_THREADS",
         value: "N",

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use lathe_api::Engine;
-use lathe_cpu::{CpuEngine, CpuOptions, Isa};
+use lathe_cpu::Isa;
 use lathe_diagnostics::parse_bytes;
 use lathe_plan::{MemoryReport, MemoryRequest, Plan};
 use lathe_text::{TextModel, TokenizerConfig};
 
+use super::device::{self, Device};
 use super::faults::{self, Outcome};
 use super::settings::Settings;
 use crate::model::{Model, Text};
@@ -18,8 +19,20 @@ use crate::sampling::SamplingDefaults;
 /// What the engine knobs say.
 #[derive(Clone, Debug)]
 pub struct EngineSettings {
-    /// How the engine loads.
-    pub options: CpuOptions,
+    /// Where it runs.
+    pub device: Device,
+    /// Worker threads of the CPU; 0 takes as many as the process may use.
+    pub threads: usize,
+    /// Instruction set of the CPU; `None` takes the fastest.
+    pub isa: Option<Isa>,
+    /// Size of the KV pool; `None` takes what the plan was compiled for.
+    pub kv_bytes: Option<u64>,
+    /// Device memory that is left to others.
+    pub reserve_bytes: u64,
+    /// The driver may compile PTX.
+    pub allow_ptx_jit: bool,
+    /// Program of the plan to run.
+    pub program: &'static str,
     /// Largest prefill chunk.
     pub chunk_limit: Option<u32>,
 }
@@ -37,12 +50,13 @@ impl EngineSettings {
         };
         let read = || {
             Ok(EngineSettings {
-                options: CpuOptions {
-                    threads: settings.read("threads", at_least_one)?.unwrap_or(0) as usize,
-                    isa: settings.parse::<Isa>("isa")?,
-                    kv_bytes: settings.read("kv-memory", parse_bytes)?,
-                    ..CpuOptions::default()
-                },
+                device: settings.parse("device")?.unwrap_or_default(),
+                threads: settings.read("threads", at_least_one)?.unwrap_or(0) as usize,
+                isa: settings.parse::<Isa>("isa")?,
+                kv_bytes: settings.read("kv-memory", parse_bytes)?,
+                reserve_bytes: settings.read("device-reserve", parse_bytes)?.unwrap_or(0),
+                allow_ptx_jit: settings.parse("allow-ptx-jit")?.unwrap_or(false),
+                program: "decoder",
                 chunk_limit: settings.read("prefill-chunk", at_least_one)?,
             })
         };
@@ -79,15 +93,15 @@ pub fn text(plan: &Plan) -> Outcome<Text> {
 ///
 /// # Errors
 /// The plan does not fit this machine.
-pub fn engine(plan: &Arc<Plan>, settings: &EngineSettings) -> Outcome<CpuEngine> {
-    CpuEngine::load(plan.clone(), &settings.options).map_err(faults::engine)
+pub fn engine(plan: &Arc<Plan>, settings: &EngineSettings) -> Outcome<Box<dyn Engine>> {
+    device::load(plan, settings)
 }
 
 /// Engine and model, loaded side by side.
 ///
 /// # Errors
 /// Either's.
-pub fn both(plan: &Arc<Plan>, settings: &EngineSettings, name: String) -> Outcome<(CpuEngine, Model)> {
+pub fn both(plan: &Arc<Plan>, settings: &EngineSettings, name: String) -> Outcome<(Box<dyn Engine>, Model)> {
     let started = Instant::now();
     let (engine, text) = std::thread::scope(|scope| {
         let text = scope.spawn(|| text(plan));
@@ -122,15 +136,15 @@ pub fn stem(path: &Path) -> String {
 /// The whole memory report, before anything of it is taken.
 pub fn memory_report(plan: &Plan, settings: &EngineSettings) -> Option<MemoryReport> {
     // An engine that does not find the program says so itself.
-    let program = plan.program(settings.options.program.as_deref().unwrap_or("decoder"))?;
-    let threads = match settings.options.threads {
+    let program = device::program(plan, settings)?;
+    let threads = match settings.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
     let card = plan.card();
     let default = MemoryRequest { threads: threads as u64, kv_tokens: None };
-    let report = MemoryReport::new(card, program, plan.data_bytes(), default);
+    let report = MemoryReport::of(card, program, plan.weights(), default);
     let kv_tokens =
-        settings.options.kv_bytes.map(|bytes| bytes / report.kv_block_bytes.max(1) * report.kv_block_tokens);
-    Some(MemoryReport::new(card, program, plan.data_bytes(), MemoryRequest { kv_tokens, ..default }))
+        settings.kv_bytes.map(|bytes| bytes / report.kv_block_bytes.max(1) * report.kv_block_tokens);
+    Some(MemoryReport::of(card, program, plan.weights(), MemoryRequest { kv_tokens, ..default }))
 }

@@ -3,7 +3,6 @@
 use std::io::{BufWriter, Write};
 
 use clap::ArgMatches;
-use lathe_api::Engine;
 use lathe_diagnostics::Exit;
 
 use super::direct::each_logits;
@@ -27,7 +26,7 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
     file.write_all(&header(ids.len(), vocab)).map_err(fault())?;
     // Rows are written as they come: the whole tensor may be larger than memory.
     let mut written = Ok(());
-    each_logits(&mut engine, &ids, |_, row| {
+    each_logits(engine.as_mut(), &ids, |_, row| {
         if written.is_ok() {
             written = row.iter().try_for_each(|x| file.write_all(&x.to_le_bytes()));
         }

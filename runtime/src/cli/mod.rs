@@ -3,6 +3,7 @@
 mod chat;
 mod check;
 mod console;
+mod device;
 mod direct;
 mod faults;
 mod generate;

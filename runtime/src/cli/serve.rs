@@ -7,7 +7,6 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use axum::serve::ListenerExt;
 use clap::ArgMatches;
-use lathe_cpu::CpuEngine;
 use lathe_diagnostics::{Diagnostic, Exit, parse_bytes};
 use lathe_plan::Plan;
 use tokio::net::TcpListener;
@@ -106,20 +105,19 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
     exit
 }
 
-async fn serve_plan(plan_path: &Path, serve: ServeSettings, engine: EngineSettings) -> Outcome<Exit> {
+async fn serve_plan(plan_path: &Path, serve: ServeSettings, settings: EngineSettings) -> Outcome<Exit> {
     // Before loading, so that a signal at any time is ours.
     let mut signals = Signals::new().map_err(faults::io("signal handlers"))?;
     let plan = load::plan(plan_path)?;
-    let report = load::memory_report(&plan, &engine).map(|r| r.to_string()).unwrap_or_default();
+    let report = load::memory_report(&plan, &settings).map(|r| r.to_string()).unwrap_or_default();
     for line in report.lines() {
         tracing::info!("memory {line}");
     }
-    let (cpu, model) = load::both(&plan, &engine, serve.name)?;
+    let (engine, model) = load::both(&plan, &settings, serve.name)?;
     lathe_plan::truncation::watch(&plan).map_err(faults::io("handler of a cut plan"))?;
     let metrics = Arc::new(Metrics::new(model.max_seq_len));
-    let policy = Policy { max_queue: serve.max_queue, chunk_limit: engine.chunk_limit };
-    let (handle, thread) =
-        engine_thread::start(cpu, CpuEngine::warm, policy, metrics.clone()).map_err(faults::start)?;
+    let policy = Policy { max_queue: serve.max_queue, chunk_limit: settings.chunk_limit, warm: true };
+    let (handle, thread) = engine_thread::start(engine, policy, metrics.clone()).map_err(faults::start)?;
     let server = Arc::new(Server {
         backend: Box::new(handle.clone()),
         model: Arc::new(model),

@@ -30,10 +30,9 @@ impl Session {
         let plan = load::plan(plan_path)?;
         let (engine, model) = load::both(&plan, settings, load::stem(plan_path))?;
         // One prompt with its choices is all that ever waits.
-        let policy = Policy { max_queue: 4096, chunk_limit: settings.chunk_limit };
+        let policy = Policy { max_queue: 4096, chunk_limit: settings.chunk_limit, warm: false };
         let metrics = Arc::new(Metrics::new(model.max_seq_len));
-        let (handle, thread) =
-            engine_thread::start(engine, |_| Ok(()), policy, metrics).map_err(faults::start)?;
+        let (handle, thread) = engine_thread::start(engine, policy, metrics).map_err(faults::start)?;
         Ok(Session { handle, model: Arc::new(model), thread })
     }
 

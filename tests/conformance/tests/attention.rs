@@ -18,7 +18,7 @@ fn values(seed: u32, n: usize, dtype: DType) -> Vec<f32> {
 
 /// `heads` on `kv_heads`, for sequences of up to 2,048 positions.
 fn problem(heads: usize, kv_heads: usize, head_dim: usize, dtype: DType) -> Problem {
-    let mut p = Problem {
+    sized(Problem {
         heads,
         kv_heads,
         head_dim,
@@ -31,9 +31,12 @@ fn problem(heads: usize, kv_heads: usize, head_dim: usize, dtype: DType) -> Prob
         max_seqs: 600,
         max_tokens: 4096,
         window: None,
-    };
-    p.block_bytes = 2 * layer_bytes(&p) as u64;
-    p
+    })
+}
+
+/// The problem over two layers of the blocks that its other fields describe.
+fn sized(p: Problem) -> Problem {
+    Problem { block_bytes: 2 * layer_bytes(&p) as u64, ..p }
 }
 
 fn layer_bytes(p: &Problem) -> usize {
@@ -51,11 +54,7 @@ fn tokens(p: &Problem, seed: u32, len: usize) -> Tokens {
     let kv = len * p.kv_heads * p.head_dim;
     let mut k = values(seed + 1, kv, DType::F32);
     k.iter_mut().for_each(|k| *k = p.kv_dtype.round(*k * 3.0));
-    Tokens {
-        q: values(seed, len * p.heads * p.head_dim, p.dtype),
-        k,
-        v: values(seed + 2, kv, p.kv_dtype),
-    }
+    Tokens { q: values(seed, len * p.heads * p.head_dim, p.dtype), k, v: values(seed + 2, kv, p.kv_dtype) }
 }
 
 /// What one sequence does in a step: its tokens, rows done before, rows now.
@@ -179,7 +178,8 @@ fn against_the_reference(p: &Problem) -> Result<()> {
     ];
     let padded = Setting { padding_rows: 3, padding_sequences: 2, sm_count: 132 };
     check(&mut rig, p, &decodes, padded).context("decode")?;
-    let mixed = [Part(&a, 0, 70), Part(&b, 200, 1), Part(&c, 100, 41), Part(&long, 1030, 33), Part(&b, 250, 3)];
+    let mixed =
+        [Part(&a, 0, 70), Part(&b, 200, 1), Part(&c, 100, 41), Part(&long, 1030, 33), Part(&b, 250, 3)];
     check(&mut rig, p, &mixed, PLAIN).context("mixed")
 }
 
@@ -195,12 +195,12 @@ fn heads_of_128_in_f16() -> Result<()> {
 
 #[test]
 fn seven_heads_of_80() -> Result<()> {
-    against_the_reference(&Problem { block: 16, ..problem(7, 1, 80, DType::BF16) }.sized())
+    against_the_reference(&sized(Problem { block: 16, ..problem(7, 1, 80, DType::BF16) }))
 }
 
 #[test]
 fn single_heads_of_96() -> Result<()> {
-    against_the_reference(&Problem { block: 128, ..problem(2, 2, 96, DType::BF16) }.sized())
+    against_the_reference(&sized(Problem { block: 128, ..problem(2, 2, 96, DType::BF16) }))
 }
 
 #[test]
@@ -224,20 +224,8 @@ fn windows() -> Result<()> {
 #[test]
 fn plain_kernel_of_f32_and_mixed_types() -> Result<()> {
     against_the_reference(&problem(4, 2, 64, DType::F32))?;
-    against_the_reference(&Problem { kv_dtype: DType::F16, ..problem(2, 1, 20, DType::F32) }.sized())?;
-    against_the_reference(&Problem { window: Some(130), ..problem(2, 1, 130, DType::BF16) }.sized())
-}
-
-trait Sized2 {
-    fn sized(self) -> Self;
-}
-
-impl Sized2 for Problem {
-    /// Two layers of the blocks that the other fields describe.
-    fn sized(mut self) -> Self {
-        self.block_bytes = 2 * layer_bytes(&self) as u64;
-        self
-    }
+    against_the_reference(&sized(Problem { kv_dtype: DType::F16, ..problem(2, 1, 20, DType::F32) }))?;
+    against_the_reference(&sized(Problem { window: Some(130), ..problem(2, 1, 130, DType::BF16) }))
 }
 
 fn one_answer(p: &Problem) -> Result<()> {
@@ -264,7 +252,10 @@ fn one_answer(p: &Problem) -> Result<()> {
             parts.push(Part(&t, position, 1));
             let rows: usize = others.iter().map(|part| part.2).sum();
             let got = step(&mut rig, p, &parts, setting)?;
-            ensure!(got[rows * width..] == want[position * width..][..width], "decode of position {position}");
+            ensure!(
+                got[rows * width..] == want[position * width..][..width],
+                "decode of position {position}"
+            );
         }
     }
     Ok(())

@@ -83,7 +83,7 @@ fn cpu(p: &Problem, step: &Step, qkv: &[f32], table: &[f32]) -> Result<(Vec<u8>,
         )
     };
     let kernel = RopeAppend::new(RopeAppendArgs {
-        path: IsaPath::forced(Isa::Scalar)?,
+        path: IsaPath::force(Isa::Scalar)?,
         qkv: qkv[..ROWS * cols].into(),
         qkv_stride: cols,
         positions: &positions,

@@ -140,9 +140,10 @@ impl<'a> Builder<'a, '_> {
         if to.bytes() > from.bytes() {
             return self.extend(s, from, class);
         }
+        let narrows = from.wide() && !to.wide();
+        let s = if narrows { self.temp_alu(Alu::LowB64, Class::B32, &[s]) } else { s };
         match to.bytes() {
-            8 => s,
-            4 => s, // `src` has narrowed it
+            8 | 4 => s,
             _ => self.extend(s, to, class),
         }
     }
