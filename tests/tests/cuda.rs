@@ -118,7 +118,7 @@ fn every_form_of_checkpoint_is_close_to_the_cpu() {
 #[test]
 fn the_demo_model_is_close_to_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
-    let plan = both(&root().join("tools/demo-model/model"), dir.path().join("demo.plan"));
+    let plan = both(&root().join("tools/demo-model"), dir.path().join("demo.plan"));
     close_to_the_cpu(&plan, DType::BF16, 128, Emulation::default());
 }
 
@@ -176,7 +176,7 @@ fn runtime(args: &[&str]) -> (i32, String, String) {
 #[test]
 fn a_user_finds_the_device_or_the_reason() {
     let dir = tempfile::tempdir().unwrap();
-    let model = root().join("tools/demo-model/model");
+    let model = root().join("tools/demo-model");
     let model = model.to_str().unwrap();
     let (two, cpu) = (dir.path().join("two.plan"), dir.path().join("cpu.plan"));
     compile(&["--model", model, "--target", "cpu,sm_80"], &two).unwrap();

@@ -79,7 +79,7 @@ fn compiled_plans_match_torch() {
         let case = path.file_stem().unwrap().to_string_lossy().into_owned();
         let model = match case.strip_prefix("parity-") {
             Some(name) => checkpoint(&format!("parity/{name}"), dir.path()),
-            None if case.starts_with("demo") => root().join("tools/demo-model/model"),
+            None if case.starts_with("demo") => root().join("tools/demo-model"),
             None => checkpoint(&case, dir.path()),
         };
         let exact = case.ends_with("-f32");

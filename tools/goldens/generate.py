@@ -1,7 +1,7 @@
 """Golden values from torch and transformers: `python generate.py FIXTURES --demo ../demo-model`, by hand.
 
 FIXTURES is what tests/fixtures/make.py wrote. Writes logits/*.safetensors and chat.json beside this file; README.md
-has the format. Needs the requirements of tools/demo-model.
+has the format. Needs the requirements of tools/demo-model/training.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def all_logits(fixtures, demo):
             columns = torch.tensor(sorted({*edge, *random_ids("columns", vocab, 248)}))
         golden(name, fixtures / name, random_ids(name, vocab, 160 if name in LONG else 48), columns=columns)
     if demo:
-        tok = AutoTokenizer.from_pretrained(demo / "model")
+        tok = AutoTokenizer.from_pretrained(demo)
         cases = [json.loads(line) for line in (demo / "eval_cases.jsonl").read_text().splitlines()]
         for task in ("arithmetic", "facts", "recall_256", "recall_1000"):
             case = next(c for c in cases if c["task"] == task)
@@ -94,7 +94,7 @@ def all_logits(fixtures, demo):
             ids += tok(case["answer"], add_special_tokens=False)["input_ids"]
             # Around the borders of 128 positions, and the answer.
             near = {p for b in range(0, len(ids), 128) for p in (b - 1, b) if p >= 0} | set(range(len(ids) - 4, len(ids)))
-            golden("demo", demo / "model", ids, case=f"demo-{task}", rows=sorted(near) if len(ids) > 60 else None)
+            golden("demo", demo, ids, case=f"demo-{task}", rows=sorted(near) if len(ids) > 60 else None)
 
 
 # ---- chat ----
@@ -139,7 +139,7 @@ SPELLED = [
 
 def chat(fixtures, demo):
     cases = []
-    paths = {"llama2-like": fixtures / "llama2-like", "llama32-like": fixtures / "llama32-like"} | ({"demo": demo / "model"} if demo else {})
+    paths = {"llama2-like": fixtures / "llama2-like", "llama32-like": fixtures / "llama32-like"} | ({"demo": demo} if demo else {})
     for model, path in paths.items():
         tok = AutoTokenizer.from_pretrained(path)
         for messages, kwargs in CONVERSATIONS + EXTRA.get(model, []):

@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 
 fn checkpoint(name: &str) -> PathBuf {
     if name == "demo" {
-        return root().join("tools/demo-model/model");
+        return root().join("tools/demo-model");
     }
     let made =
         std::env::var_os("LATHE_FIXTURES").map_or_else(|| root().join("target/fixtures"), PathBuf::from);

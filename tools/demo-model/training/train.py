@@ -1,6 +1,6 @@
 """Trains the demo model and exports it in Hugging Face form.
 
-    python train.py --out model --state /tmp/demo.pt --minutes 40
+    python train.py --out .. --state /tmp/demo.pt --minutes 40
 
 Runs --procs processes of one thread each, which meet once a step to add gradients: on shared cores that is far
 ahead of one process with two threads, which would wait for each other in every operation.
@@ -446,7 +446,7 @@ def worker(rank, arg):
 
 def main():
     arg = argparse.ArgumentParser()
-    arg.add_argument("--out", type=Path, default=HERE / "model")
+    arg.add_argument("--out", type=Path, default=HERE.parent)
     arg.add_argument("--state", type=Path, default=Path("/tmp/demo-model.pt"))
     arg.add_argument("--log", type=Path, default=HERE / "training.log")
     arg.add_argument("--minutes", type=float, default=40)

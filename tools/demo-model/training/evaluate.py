@@ -11,13 +11,13 @@ from pathlib import Path
 
 import data
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 CASES = HERE / "eval_cases.jsonl"
 
 
 def main():
     arg = argparse.ArgumentParser()
-    arg.add_argument("dir", nargs="?", type=Path, default=HERE / "model")
+    arg.add_argument("dir", nargs="?", type=Path, default=HERE)
     arg.add_argument("--write-cases", action="store_true")
     arg.add_argument("--dtype", default="float32", help="of the arithmetic; the weights are bf16")
     arg.add_argument("--show", type=int, default=0, help="wrong answers to print per task")
