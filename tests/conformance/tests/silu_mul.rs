@@ -37,7 +37,6 @@ where
     .unwrap();
     // SAFETY: one thread, all units once.
     unsafe { kernel.run(0..ROWS, &mut []) };
-    drop(kernel);
     out
 }
 

@@ -12,9 +12,9 @@ use lathe_kernels::cuda::{Cost, Launches, Source, Stage};
 macro_rules! layout {
     ($($name:ident { $($field:ident)* })*) => {
         const KERNEL: &str = concat!(
-            "#include \"step.cuh\"\nextern \"C\" __global__ void layout(lathe::u32* out) {\nif (threadIdx.x > 0) return;\n",
+            "#include \"step.cuh\"\n#define OFFSET(name, field) \\\n    lathe::u32((const char*)&((const name*)out)->field - (const char*)out)\nextern \"C\" __global__ void layout(lathe::u32* out) {\nif (threadIdx.x > 0) return;\n",
             $(
-                $("*out++ = __builtin_offsetof(lathe::", stringify!($name), ", ", stringify!($field), ");\n",)*
+                $("*out++ = OFFSET(lathe::", stringify!($name), ", ", stringify!($field), ");\n",)*
                 "*out++ = sizeof(lathe::", stringify!($name), ");\n",
             )*
             "*out++ = lathe::WANT_SAMPLE;\n*out++ = lathe::WANT_SCORE;\n*out++ = lathe::WANT_LOGITS;\n}\n",
