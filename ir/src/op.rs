@@ -101,6 +101,11 @@ impl<'a> Args<'a> {
         Self { facts, cache }
     }
 
+    /// All operands' facts.
+    pub fn facts(&self) -> &'a [&'a Facts] {
+        self.facts
+    }
+
     /// Number of operands.
     pub fn len(&self) -> usize {
         self.facts.len()

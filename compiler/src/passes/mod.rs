@@ -4,7 +4,10 @@
 
 mod fold_constants;
 mod fuse_add_rms_norm;
+mod fuse_linear_add;
 mod fuse_linear_silu_mul;
+mod fuse_norm_linear;
+mod fuse_norm_linear_rope_append;
 mod fuse_rope_append;
 mod gather_sampled_rows;
 mod merge_gate_up;
@@ -17,7 +20,10 @@ use lathe_ir::driver::{Pass, Rule, drive};
 
 pub use fold_constants::FOLD_CONSTANTS;
 pub use fuse_add_rms_norm::FUSE_ADD_RMS_NORM;
+pub use fuse_linear_add::FUSE_LINEAR_ADD;
 pub use fuse_linear_silu_mul::FUSE_LINEAR_SILU_MUL;
+pub use fuse_norm_linear::{FUSE_NORM_LINEAR, FUSE_NORM_LINEAR_SILU_MUL};
+pub use fuse_norm_linear_rope_append::FUSE_NORM_LINEAR_ROPE_APPEND;
 pub use fuse_rope_append::FUSE_ROPE_APPEND;
 pub use gather_sampled_rows::GATHER_SAMPLED_ROWS;
 pub use merge_gate_up::MERGE_GATE_UP;
@@ -27,7 +33,11 @@ pub use remove_dead::REMOVE_DEAD;
 /// Every rule.
 pub const RULES: &[&Rule] = &[
     &FUSE_ADD_RMS_NORM,
+    &FUSE_LINEAR_ADD,
     &FUSE_LINEAR_SILU_MUL,
+    &FUSE_NORM_LINEAR,
+    &FUSE_NORM_LINEAR_ROPE_APPEND,
+    &FUSE_NORM_LINEAR_SILU_MUL,
     &FUSE_ROPE_APPEND,
     &GATHER_SAMPLED_ROWS,
     &MERGE_GATE_UP,

@@ -14,8 +14,12 @@ mod embedding;
 mod gather_rows;
 mod kv_append;
 mod linear;
+mod linear_add;
 mod linear_silu_mul;
 mod mul;
+mod norm_linear;
+mod norm_linear_rope_append;
+mod norm_linear_silu_mul;
 mod rms_norm;
 mod rope;
 mod rope_append;
@@ -123,8 +127,12 @@ ops! {
     gather_rows::GatherRows,
     kv_append::KvAppend,
     linear::Linear,
+    linear_add::LinearAdd,
     linear_silu_mul::LinearSiluMul,
     mul::Mul,
+    norm_linear::NormLinear,
+    norm_linear_rope_append::NormLinearRopeAppend,
+    norm_linear_silu_mul::NormLinearSiluMul,
     rms_norm::RmsNorm,
     rope::Rope,
     rope_append::RopeAppend,

@@ -7,7 +7,7 @@ use lathe_numerics::contract::{TREE_LANES, tree16};
 use crate::facts::Facts;
 use crate::interp::EvalCx;
 use crate::op::{Args, Attrs, Operation, same_dim};
-use crate::tensor::Value;
+use crate::tensor::{Tensor, Value};
 
 /// `x: D[t, h]`, `w: float[h]` gives `D[t, h]`.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -28,6 +28,16 @@ pub(super) fn normalise(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
         out.extend(row.iter().zip(w).map(|(v, g)| v * inv * g));
     }
     out
+}
+
+/// `rms_norm` of operands that fit it, rounded to the type of `x`.
+pub(super) fn apply(x: &Value, w: &Value, eps: f32) -> Result<Value, String> {
+    let facts = x.tensor()?;
+    Ok(Value::Tensor(Tensor::float(
+        facts.dtype,
+        facts.shape.clone(),
+        normalise(x.floats()?, w.floats()?, eps),
+    )))
 }
 
 /// Checks that `w` is one float per column of `x`.
