@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::block::{Cx, SYSTEM_SHARED, Stop};
-use super::registers::Reg;
+use super::registers::{Bits, Reg, Registers};
 use super::windows::{GLOBAL_BASE, LOCAL_BASE, SHARED_BASE, WINDOW};
 use crate::decode::op::{Address, Cell, CopyAsync, Matrix, Memory, Window};
+use crate::memory::DeviceMemory;
 use crate::monitor::{Access, At, BlockMonitor, Finding, LANES, Order, Space, Use};
 
 /// An element of memory, read and written as one: lanes of other blocks may be at the same place.
@@ -53,8 +54,92 @@ element!(u16, AtomicU16);
 element!(u32, AtomicU32);
 element!(u64, AtomicU64);
 
-pub(super) fn lanes_of(mask: u32) -> impl Iterator<Item = usize> {
-    (0..LANES).filter(move |l| mask >> l & 1 == 1)
+/// The lanes of a mask. A loop over bits, which the compiler does not unroll.
+pub(super) fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        if mask == 0 {
+            return None;
+        }
+        let l = mask.trailing_zeros();
+        mask &= mask - 1;
+        Some(l as usize)
+    })
+}
+
+/// Where accesses of a warp go; the same for all monitors.
+struct Place<'p> {
+    space: Space,
+    memory: &'p DeviceMemory,
+    shared: &'p mut [u8],
+    local: &'p mut [u8],
+    per_thread: usize,
+}
+
+impl Place<'_> {
+    /// Elements to registers.
+    #[inline(never)]
+    fn load<E: Element>(&self, regs: &mut Registers, op: &Memory, addresses: &[u64; LANES], mask: u32) {
+        let unused = 64 - 8 * E::BYTES as u32;
+        let extend = |v: u64| if op.signed { ((v << unused) as i64 >> unused) as u64 } else { v };
+        for (i, Cell { reg, wide }) in op.cells.iter().enumerate() {
+            let skip = (i * E::BYTES) as u64;
+            let mut row = [0; LANES];
+            match self.space {
+                Space::Global => {
+                    for l in lanes_of(mask) {
+                        // SAFETY: the element was found in an allocation, aligned.
+                        row[l] = unsafe { E::read(self.memory.pointer(addresses[l] + skip)) };
+                    }
+                }
+                Space::Shared => {
+                    for l in lanes_of(mask) {
+                        let from = (addresses[l] + skip) as usize;
+                        row[l] = E::of(&self.shared[from..from + E::BYTES]);
+                    }
+                }
+                Space::Local => {
+                    for l in lanes_of(mask) {
+                        let from = l * self.per_thread + (addresses[l] + skip) as usize;
+                        row[l] = E::of(&self.local[from..from + E::BYTES]);
+                    }
+                }
+            }
+            if *wide {
+                u64::put(regs.r64_mut(*reg), mask, &row.map(extend));
+            } else {
+                u32::put(regs.r32_mut(*reg), mask, &row.map(|v| extend(v) as u32));
+            }
+        }
+    }
+
+    /// Registers to elements.
+    #[inline(never)]
+    fn store<E: Element>(&mut self, regs: &Registers, op: &Memory, addresses: &[u64; LANES], mask: u32) {
+        for (i, Cell { reg, wide }) in op.cells.iter().enumerate() {
+            let skip = (i * E::BYTES) as u64;
+            let row: [u64; LANES] = if *wide { *regs.r64(*reg) } else { regs.r32(*reg).map(u64::from) };
+            match self.space {
+                Space::Global => {
+                    for l in lanes_of(mask) {
+                        // SAFETY: the element was found in an allocation, aligned.
+                        unsafe { E::write(self.memory.pointer(addresses[l] + skip), row[l]) };
+                    }
+                }
+                Space::Shared => {
+                    for l in lanes_of(mask) {
+                        let to = (addresses[l] + skip) as usize;
+                        E::to(&mut self.shared[to..to + E::BYTES], row[l]);
+                    }
+                }
+                Space::Local => {
+                    for l in lanes_of(mask) {
+                        let to = l * self.per_thread + (addresses[l] + skip) as usize;
+                        E::to(&mut self.local[to..to + E::BYTES], row[l]);
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl<B: BlockMonitor> Cx<'_, '_, B> {
@@ -90,7 +175,6 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
     }
 
     /// Cuts an access into parts of one space each, with addresses as the space counts them, and checks them.
-    #[inline(always)]
     pub(super) fn parts(
         &mut self,
         window: Window,
@@ -98,13 +182,13 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
         bytes: u64,
         at: At,
         verb: &str,
-        mut each: impl FnMut(&mut Self, Space, &[u64; LANES], At) -> Result<(), Stop>,
+        each: &mut dyn FnMut(&mut Self, Space, &[u64; LANES], At) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
         let space = match window {
             Window::Global => Space::Global,
             Window::Shared => Space::Shared,
             Window::Local => Space::Local,
-            Window::Generic => return self.generic_parts(addresses, bytes, at, verb, &mut each),
+            Window::Generic => return self.generic_parts(addresses, bytes, at, verb, each),
         };
         self.check(space, addresses, bytes, at, verb)?;
         each(self, space, addresses, at)
@@ -116,7 +200,7 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
         bytes: u64,
         at: At,
         verb: &str,
-        each: &mut impl FnMut(&mut Self, Space, &[u64; LANES], At) -> Result<(), Stop>,
+        each: &mut dyn FnMut(&mut Self, Space, &[u64; LANES], At) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
         for (window, space, base) in [
             (Window::Global, Space::Global, 0),
@@ -214,7 +298,7 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
     pub(super) fn load(&mut self, op: &Memory, at: At) -> Result<(), Stop> {
         let addresses = self.addresses(&op.address, at)?;
         let bytes = u64::from(op.element) * op.cells.len() as u64;
-        self.parts(op.window, &addresses, bytes, at, "load", |cx, space, addresses, at| {
+        self.parts(op.window, &addresses, bytes, at, "load", &mut |cx, space, addresses, at| {
             let mut taints = [0; 8];
             if cx.checked {
                 let access = Access {
@@ -227,11 +311,12 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
                 };
                 cx.monitor.load(&access, &mut taints[..op.cells.len()])?;
             }
+            let (place, regs) = cx.place(space);
             match op.element {
-                1 => cx.load_as::<u8>(space, addresses, op, at),
-                2 => cx.load_as::<u16>(space, addresses, op, at),
-                4 => cx.load_as::<u32>(space, addresses, op, at),
-                _ => cx.load_as::<u64>(space, addresses, op, at),
+                1 => place.load::<u8>(regs, op, addresses, at.mask),
+                2 => place.load::<u16>(regs, op, addresses, at.mask),
+                4 => place.load::<u32>(regs, op, addresses, at.mask),
+                _ => place.load::<u64>(regs, op, addresses, at.mask),
             }
             if cx.checked {
                 for (cell, taint) in op.cells.iter().zip(taints) {
@@ -242,64 +327,30 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
         })
     }
 
-    #[inline(always)]
-    fn load_as<E: Element>(&mut self, space: Space, addresses: &[u64; LANES], op: &Memory, at: At) {
-        match space {
-            Space::Global => {
-                let memory = self.launch.memory;
-                // SAFETY: `check` has found the element in an allocation, aligned.
-                self.fill::<E>(op, at.mask, |l, skip, _, _| unsafe { E::read(memory.pointer(addresses[l] + skip)) });
-            }
-            Space::Shared => self.fill::<E>(op, at.mask, |l, skip, shared, _| {
-                let from = (addresses[l] + skip) as usize;
-                E::of(&shared[from..from + E::BYTES])
-            }),
-            Space::Local => {
-                let per_thread = self.launch.kernel.local_bytes as usize;
-                self.fill::<E>(op, at.mask, |l, skip, _, local| {
-                    let from = l * per_thread + (addresses[l] + skip) as usize;
-                    E::of(&local[from..from + E::BYTES])
-                });
-            }
-        }
-    }
-
-    /// Elements to registers; `read` gives the element of a lane at a distance.
-    #[inline(always)]
-    fn fill<E: Element>(&mut self, op: &Memory, mask: u32, read: impl Fn(usize, u64, &[u8], &[u8]) -> u64) {
-        for (i, Cell { reg, wide }) in op.cells.iter().enumerate() {
-            let skip = (i * E::BYTES) as u64;
-            let (shared, local) = (&*self.shared, &*self.local);
-            let extend = |v: u64| {
-                let unused = 64 - 8 * E::BYTES as u32;
-                if op.signed { ((v << unused) as i64 >> unused) as u64 } else { v }
-            };
-            if *wide {
-                let row = self.regs.r64_mut(*reg);
-                for l in lanes_of(mask) {
-                    row[l] = extend(read(l, skip, shared, local));
-                }
-            } else {
-                let row = self.regs.r32_mut(*reg);
-                for l in lanes_of(mask) {
-                    row[l] = extend(read(l, skip, shared, local)) as u32;
-                }
-            }
-        }
+    fn place(&mut self, space: Space) -> (Place<'_>, &mut Registers) {
+        let place = Place {
+            space,
+            memory: self.launch.memory,
+            shared: self.shared,
+            local: self.local,
+            per_thread: self.launch.kernel.local_bytes as usize,
+        };
+        (place, self.regs)
     }
 
     pub(super) fn store(&mut self, op: &Memory, at: At) -> Result<(), Stop> {
         let addresses = self.addresses(&op.address, at)?;
         let bytes = u64::from(op.element) * op.cells.len() as u64;
-        self.parts(op.window, &addresses, bytes, at, "store", |cx, space, addresses, at| {
+        self.parts(op.window, &addresses, bytes, at, "store", &mut |cx, space, addresses, at| {
             if cx.checked {
                 cx.tell_store(space, addresses, op, at)?;
             }
+            let (mut place, regs) = cx.place(space);
             match op.element {
-                1 => cx.store_as::<u8>(space, addresses, op, at),
-                2 => cx.store_as::<u16>(space, addresses, op, at),
-                4 => cx.store_as::<u32>(space, addresses, op, at),
-                _ => cx.store_as::<u64>(space, addresses, op, at),
+                1 => place.store::<u8>(regs, op, addresses, at.mask),
+                2 => place.store::<u16>(regs, op, addresses, at.mask),
+                4 => place.store::<u32>(regs, op, addresses, at.mask),
+                _ => place.store::<u64>(regs, op, addresses, at.mask),
             }
             Ok(())
         })
@@ -317,29 +368,6 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
             Access { at, space, addresses, element: op.element, elements: n as u32, order: op.order };
         self.monitor.store(&access, &taints[..n], &values[..n])?;
         Ok(())
-    }
-
-    #[inline(always)]
-    fn store_as<E: Element>(&mut self, space: Space, addresses: &[u64; LANES], op: &Memory, at: At) {
-        let per_thread = self.launch.kernel.local_bytes as usize;
-        let memory = self.launch.memory;
-        for (i, Cell { reg, wide }) in op.cells.iter().enumerate() {
-            let skip = (i * E::BYTES) as u64;
-            let regs = &*self.regs;
-            let value = |l: usize| if *wide { regs.r64(*reg)[l] } else { u64::from(regs.r32(*reg)[l]) };
-            for l in lanes_of(at.mask) {
-                let to = addresses[l] + skip;
-                match space {
-                    // SAFETY: `check` has found the element in an allocation, aligned.
-                    Space::Global => unsafe { E::write(memory.pointer(to), value(l)) },
-                    Space::Shared => E::to(&mut self.shared[to as usize..to as usize + E::BYTES], value(l)),
-                    Space::Local => {
-                        let to = l * per_thread + to as usize;
-                        E::to(&mut self.local[to..to + E::BYTES], value(l));
-                    }
-                }
-            }
-        }
     }
 
     pub(super) fn copy_async(&mut self, op: &CopyAsync, at: At) -> Result<(), Stop> {

@@ -1,60 +1,69 @@
 //! What every lane computes on its own: one table, a line per operation.
 
+use std::hint::black_box;
+
 use super::float::{self, BF16, BF16x2, F16, F16x2};
-use super::registers::{Bits, Lane, Reg, Registers};
+use super::registers::{Bits, Lane, Out, Reg, Registers, Rows};
 use crate::monitor::LANES;
 
+/// Lanes that are computed side by side. The number of chunks is hidden from the compiler: it would unroll all of them,
+/// and the table would be hundreds of kilobytes of code.
+const CHUNK: usize = 8;
+
 #[inline(always)]
-fn map1<A: Lane, D: Lane>(regs: &mut Registers, d: Reg, s: [Reg; 3], mask: u32, f: impl Fn(A) -> D) {
-    let a = A::Raw::read(regs, s[0]);
-    let mut r = [D::Raw::default(); LANES];
-    for l in 0..LANES {
-        r[l] = f(A::of(a[l])).raw();
+fn map1<A: Lane, D: Lane>(rows: &Rows, out: &mut Out, s: [Reg; 3], f: impl Fn(A) -> D) -> bool {
+    let a = A::Raw::read(rows, s[0]).as_chunks::<CHUNK>().0;
+    let r = D::Raw::out(out).as_chunks_mut::<CHUNK>().0;
+    for n in 0..black_box(LANES / CHUNK) {
+        let mut t = [D::Raw::default(); CHUNK];
+        for i in 0..CHUNK {
+            t[i] = f(A::of(a[n][i])).raw();
+        }
+        r[n] = t;
     }
-    D::Raw::write(regs, d, mask, &r);
+    D::Raw::WIDE
 }
 
 #[inline(always)]
-fn map2<A: Lane, B: Lane, D: Lane>(
-    regs: &mut Registers,
-    d: Reg,
-    s: [Reg; 3],
-    mask: u32,
-    f: impl Fn(A, B) -> D,
-) {
-    let (a, b) = (A::Raw::read(regs, s[0]), B::Raw::read(regs, s[1]));
-    let mut r = [D::Raw::default(); LANES];
-    for l in 0..LANES {
-        r[l] = f(A::of(a[l]), B::of(b[l])).raw();
+fn map2<A: Lane, B: Lane, D: Lane>(rows: &Rows, out: &mut Out, s: [Reg; 3], f: impl Fn(A, B) -> D) -> bool {
+    let a = A::Raw::read(rows, s[0]).as_chunks::<CHUNK>().0;
+    let b = B::Raw::read(rows, s[1]).as_chunks::<CHUNK>().0;
+    let r = D::Raw::out(out).as_chunks_mut::<CHUNK>().0;
+    for n in 0..black_box(LANES / CHUNK) {
+        let mut t = [D::Raw::default(); CHUNK];
+        for i in 0..CHUNK {
+            t[i] = f(A::of(a[n][i]), B::of(b[n][i])).raw();
+        }
+        r[n] = t;
     }
-    D::Raw::write(regs, d, mask, &r);
+    D::Raw::WIDE
 }
 
 #[inline(always)]
-fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(
-    regs: &mut Registers,
-    d: Reg,
-    s: [Reg; 3],
-    mask: u32,
-    f: impl Fn(A, B, C) -> D,
-) {
-    let (a, b, c) = (A::Raw::read(regs, s[0]), B::Raw::read(regs, s[1]), C::Raw::read(regs, s[2]));
-    let mut r = [D::Raw::default(); LANES];
-    for l in 0..LANES {
-        r[l] = f(A::of(a[l]), B::of(b[l]), C::of(c[l])).raw();
+fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(rows: &Rows, out: &mut Out, s: [Reg; 3], f: impl Fn(A, B, C) -> D) -> bool {
+    let a = A::Raw::read(rows, s[0]).as_chunks::<CHUNK>().0;
+    let b = B::Raw::read(rows, s[1]).as_chunks::<CHUNK>().0;
+    let c = C::Raw::read(rows, s[2]).as_chunks::<CHUNK>().0;
+    let r = D::Raw::out(out).as_chunks_mut::<CHUNK>().0;
+    for n in 0..black_box(LANES / CHUNK) {
+        let mut t = [D::Raw::default(); CHUNK];
+        for i in 0..CHUNK {
+            t[i] = f(A::of(a[n][i]), B::of(b[n][i]), C::of(c[n][i])).raw();
+        }
+        r[n] = t;
     }
-    D::Raw::write(regs, d, mask, &r);
+    D::Raw::WIDE
 }
 
 macro_rules! lanes {
-    ($r:ident $d:ident $s:ident $m:ident; $a:ident: $ta:ty => $o:ty; $e:expr) => {
-        map1($r, $d, $s, $m, |$a: $ta| -> $o { $e })
+    ($r:ident $s:ident; $a:ident: $ta:ty => $o:ty; $e:expr) => {
+        map1(&$r.rows, &mut $r.out, $s, |$a: $ta| -> $o { $e })
     };
-    ($r:ident $d:ident $s:ident $m:ident; $a:ident: $ta:ty, $b:ident: $tb:ty => $o:ty; $e:expr) => {
-        map2($r, $d, $s, $m, |$a: $ta, $b: $tb| -> $o { $e })
+    ($r:ident $s:ident; $a:ident: $ta:ty, $b:ident: $tb:ty => $o:ty; $e:expr) => {
+        map2(&$r.rows, &mut $r.out, $s, |$a: $ta, $b: $tb| -> $o { $e })
     };
-    ($r:ident $d:ident $s:ident $m:ident; $a:ident: $ta:ty, $b:ident: $tb:ty, $c:ident: $tc:ty => $o:ty; $e:expr) => {
-        map3($r, $d, $s, $m, |$a: $ta, $b: $tb, $c: $tc| -> $o { $e })
+    ($r:ident $s:ident; $a:ident: $ta:ty, $b:ident: $tb:ty, $c:ident: $tc:ty => $o:ty; $e:expr) => {
+        map3(&$r.rows, &mut $r.out, $s, |$a: $ta, $b: $tb, $c: $tc| -> $o { $e })
     };
 }
 
@@ -68,9 +77,10 @@ macro_rules! table {
         /// `d = op(s)` in the lanes of `mask`.
         #[inline(always)]
         fn apply_any(op: Alu, regs: &mut Registers, d: Reg, s: [Reg; 3], mask: u32) {
-            match op {
-                $(Alu::$name => lanes!(regs d s mask; $($arg: $ty),+ => $out; $e),)*
-            }
+            let wide = match op {
+                $(Alu::$name => lanes!(regs s; $($arg: $ty),+ => $out; $e),)*
+            };
+            regs.take(d, wide, mask);
         }
     };
 }
@@ -223,13 +233,13 @@ table! {
     SatF32(a: f32) -> f32 { float::saturate(a) }
     Ex2F32(a: f32) -> f32 { float::exp2(a) }
     Ex2FtzF32(a: f32) -> f32 { float::flush(float::exp2(float::flush(a))) }
-    Lg2F32(a: f32) -> f32 { libm::log2f(a) }
+    Lg2F32(a: f32) -> f32 { slow::log2f(a) }
     RcpF32(a: f32) -> f32 { 1.0 / a }
     SqrtF32(a: f32) -> f32 { a.sqrt() }
     RsqrtF32(a: f32) -> f32 { (1.0 / f64::from(a).sqrt()) as f32 }
-    SinF32(a: f32) -> f32 { libm::sinf(a) }
-    CosF32(a: f32) -> f32 { libm::cosf(a) }
-    TanhF32(a: f32) -> f32 { libm::tanhf(a) }
+    SinF32(a: f32) -> f32 { slow::sinf(a) }
+    CosF32(a: f32) -> f32 { slow::cosf(a) }
+    TanhF32(a: f32) -> f32 { slow::tanhf(a) }
     RoundEvenF32(a: f32) -> f32 { a.round_ties_even() }
     TruncF32(a: f32) -> f32 { a.trunc() }
     FloorF32(a: f32) -> f32 { a.floor() }
@@ -259,7 +269,7 @@ table! {
     MinF16(a: F16, b: F16) -> F16 { F16(float::min(a.0, b.0)) }
     MaxF16(a: F16, b: F16) -> F16 { F16(float::max(a.0, b.0)) }
     Ex2F16(a: F16) -> F16 { F16(float::exp2(a.0)) }
-    TanhF16(a: F16) -> F16 { F16(libm::tanhf(a.0)) }
+    TanhF16(a: F16) -> F16 { F16(slow::tanhf(a.0)) }
     AddBF16(a: BF16, b: BF16) -> BF16 { BF16(a.0 + b.0) }
     SubBF16(a: BF16, b: BF16) -> BF16 { BF16(a.0 - b.0) }
     MulBF16(a: BF16, b: BF16) -> BF16 { BF16(a.0 * b.0) }
@@ -267,7 +277,7 @@ table! {
     MinBF16(a: BF16, b: BF16) -> BF16 { BF16(float::min(a.0, b.0)) }
     MaxBF16(a: BF16, b: BF16) -> BF16 { BF16(float::max(a.0, b.0)) }
     Ex2BF16(a: BF16) -> BF16 { BF16(float::flush(float::exp2(float::flush(a.0)))) }
-    TanhBF16(a: BF16) -> BF16 { BF16(libm::tanhf(a.0)) }
+    TanhBF16(a: BF16) -> BF16 { BF16(slow::tanhf(a.0)) }
     AddF16x2(a: F16x2, b: F16x2) -> F16x2 { a.zip(b, |a, b| a + b) }
     SubF16x2(a: F16x2, b: F16x2) -> F16x2 { a.zip(b, |a, b| a - b) }
     MulF16x2(a: F16x2, b: F16x2) -> F16x2 { a.zip(b, |a, b| a * b) }
@@ -275,7 +285,7 @@ table! {
     MinF16x2(a: F16x2, b: F16x2) -> F16x2 { a.zip(b, float::min) }
     MaxF16x2(a: F16x2, b: F16x2) -> F16x2 { a.zip(b, float::max) }
     Ex2F16x2(a: F16x2) -> F16x2 { a.map(float::exp2) }
-    TanhF16x2(a: F16x2) -> F16x2 { a.map(libm::tanhf) }
+    TanhF16x2(a: F16x2) -> F16x2 { a.map(slow::tanhf) }
     AddBF16x2(a: BF16x2, b: BF16x2) -> BF16x2 { a.zip(b, |a, b| a + b) }
     SubBF16x2(a: BF16x2, b: BF16x2) -> BF16x2 { a.zip(b, |a, b| a - b) }
     MulBF16x2(a: BF16x2, b: BF16x2) -> BF16x2 { a.zip(b, |a, b| a * b) }
@@ -283,7 +293,7 @@ table! {
     MinBF16x2(a: BF16x2, b: BF16x2) -> BF16x2 { a.zip(b, float::min) }
     MaxBF16x2(a: BF16x2, b: BF16x2) -> BF16x2 { a.zip(b, float::max) }
     Ex2BF16x2(a: BF16x2) -> BF16x2 { a.map(|x| float::flush(float::exp2(float::flush(x)))) }
-    TanhBF16x2(a: BF16x2) -> BF16x2 { a.map(libm::tanhf) }
+    TanhBF16x2(a: BF16x2) -> BF16x2 { a.map(slow::tanhf) }
     AbsB16(a: u32) -> u32 { a & 0x7fff }
     NegB16(a: u32) -> u32 { a ^ 0x8000 }
     AbsB16x2(a: u32) -> u32 { a & 0x7fff_7fff }
@@ -348,6 +358,19 @@ table! {
     Relu16(a: u32) -> u32 { relu16(a) }
 }
 
+/// What gains nothing from vectors stays out of line, or the table would be compiled for minutes.
+mod slow {
+    macro_rules! out_of_line {
+        ($($name:ident)*) => {$(
+            #[inline(never)]
+            pub(super) fn $name(x: f32) -> f32 {
+                libm::$name(x)
+            }
+        )*};
+    }
+    out_of_line!(log2f sinf cosf tanhf);
+}
+
 /// Negative numbers to zero; the formats agree on the sign bit. NaN stays (it is made positive before).
 #[inline(always)]
 fn relu16(bits: u32) -> u32 {
@@ -359,7 +382,7 @@ fn shift_to_top(a: u32) -> u32 {
     if a == 0 { u32::MAX } else { a.leading_zeros() }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn dot(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool) -> u32 {
     let part = |x: u32, i: u32, signed: bool| {
         let byte = (x >> (8 * i)) as u8;
@@ -393,7 +416,7 @@ fn bmsk(at: u32, len: u32) -> u32 {
     if at >= 32 { 0 } else { ones << at }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn permute(a: u32, b: u32, selector: u32) -> u32 {
     let bytes = u64::from(b) << 32 | u64::from(a);
     let mut r = 0;
@@ -445,55 +468,63 @@ pub enum CmpType {
 }
 
 #[inline(always)]
-fn lanes_where<A: Lane>(regs: &Registers, a: Reg, b: Reg, f: impl Fn(A, A) -> bool) -> u32 {
-    let (a, b) = (A::Raw::read(regs, a), A::Raw::read(regs, b));
-    let mut hits = [0u32; LANES];
-    for l in 0..LANES {
-        hits[l] = u32::from(f(A::of(a[l]), A::of(b[l]))) << l;
+fn lanes_where<A: Lane>(rows: &Rows, a: Reg, b: Reg, f: impl Fn(A, A) -> bool) -> u32 {
+    let (a, b) = (A::Raw::read(rows, a).as_chunks::<CHUNK>().0, A::Raw::read(rows, b).as_chunks::<CHUNK>().0);
+    let mut lanes = 0;
+    for c in 0..black_box(LANES / CHUNK) {
+        let mut hits = 0u32;
+        for i in 0..CHUNK {
+            hits |= u32::from(f(A::of(a[c][i]), A::of(b[c][i]))) << i;
+        }
+        lanes |= hits << (CHUNK * c);
     }
-    hits.iter().fold(0, |m, h| m | h)
+    lanes
 }
 
-macro_rules! compare_as {
-    ($regs:ident $a:ident $b:ident $cmp:ident; $t:ty, $x:ident => $value:expr, $nan:expr) => {{
-        let nan = |a: $t, b: $t| -> bool {
-            let f: fn($t) -> bool = $nan;
-            f(a) || f(b)
-        };
-        let v = |$x: $t| $value;
-        match $cmp {
-            Cmp::Eq => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) == v(b)),
-            Cmp::Ne => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) != v(b) && !nan(a, b)),
-            Cmp::Lt => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) < v(b)),
-            Cmp::Le => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) <= v(b)),
-            Cmp::Gt => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) > v(b)),
-            Cmp::Ge => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) >= v(b)),
-            Cmp::Equ => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) == v(b) || nan(a, b)),
-            Cmp::Neu => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) != v(b)),
-            Cmp::Ltu => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) < v(b) || nan(a, b)),
-            Cmp::Leu => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) <= v(b) || nan(a, b)),
-            Cmp::Gtu => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) > v(b) || nan(a, b)),
-            Cmp::Geu => lanes_where($regs, $a, $b, |a: $t, b: $t| v(a) >= v(b) || nan(a, b)),
-            Cmp::Num => lanes_where($regs, $a, $b, |a: $t, b: $t| !nan(a, b)),
-            Cmp::Nan => lanes_where($regs, $a, $b, |a: $t, b: $t| nan(a, b)),
+/// Lanes in which `a == b`, `a < b`, `a <= b`, and in which both are numbers; everything else follows from these.
+#[inline(always)]
+fn compare_as<A: Lane, V: PartialOrd>(cmp: Cmp, regs: &Rows, a: Reg, b: Reg, v: impl Fn(A) -> V) -> u32 {
+    let numbers = |regs: &Rows| lanes_where(regs, a, b, |x: A, y: A| v(x).partial_cmp(&v(y)).is_some());
+    let (a, b, cmp) = match cmp {
+        Cmp::Gt => (b, a, Cmp::Lt),
+        Cmp::Ge => (b, a, Cmp::Le),
+        Cmp::Gtu => (b, a, Cmp::Ltu),
+        Cmp::Geu => (b, a, Cmp::Leu),
+        other => (a, b, other),
+    };
+    match cmp {
+        Cmp::Eq | Cmp::Ne | Cmp::Equ | Cmp::Neu => {
+            let equal = lanes_where(regs, a, b, |x: A, y: A| v(x) == v(y));
+            match cmp {
+                Cmp::Eq => equal,
+                Cmp::Neu => !equal,
+                Cmp::Ne => !equal & numbers(regs),
+                _ => equal | !numbers(regs),
+            }
         }
-    }};
+        Cmp::Lt => lanes_where(regs, a, b, |x: A, y: A| v(x) < v(y)),
+        Cmp::Le => lanes_where(regs, a, b, |x: A, y: A| v(x) <= v(y)),
+        Cmp::Ltu => !lanes_where(regs, b, a, |x: A, y: A| v(x) <= v(y)),
+        Cmp::Leu => !lanes_where(regs, b, a, |x: A, y: A| v(x) < v(y)),
+        Cmp::Nan => !numbers(regs),
+        _ => numbers(regs),
+    }
 }
 
 /// Lanes in which the comparison holds.
 #[inline(always)]
 fn compare_any(cmp: Cmp, of: CmpType, regs: &Registers, a: Reg, b: Reg) -> u32 {
+    let regs = &regs.rows;
     match of {
-        CmpType::U16 => compare_as!(regs a b cmp; u16, x => x, |_| false),
-        CmpType::S16 => compare_as!(regs a b cmp; i16, x => x, |_| false),
-        CmpType::U32 => compare_as!(regs a b cmp; u32, x => x, |_| false),
-        CmpType::S32 => compare_as!(regs a b cmp; i32, x => x, |_| false),
-        CmpType::U64 => compare_as!(regs a b cmp; u64, x => x, |_| false),
-        CmpType::S64 => compare_as!(regs a b cmp; i64, x => x, |_| false),
-        CmpType::F16 => compare_as!(regs a b cmp; F16, x => x.0, |x| x.0.is_nan()),
-        CmpType::BF16 => compare_as!(regs a b cmp; BF16, x => x.0, |x| x.0.is_nan()),
-        CmpType::F32 => compare_as!(regs a b cmp; f32, x => x, |x| x.is_nan()),
-        CmpType::F64 => compare_as!(regs a b cmp; f64, x => x, |x| x.is_nan()),
+        CmpType::U16 | CmpType::U32 => compare_as(cmp, regs, a, b, |x: u32| x),
+        CmpType::S16 => compare_as(cmp, regs, a, b, |x: i16| x),
+        CmpType::S32 => compare_as(cmp, regs, a, b, |x: i32| x),
+        CmpType::U64 => compare_as(cmp, regs, a, b, |x: u64| x),
+        CmpType::S64 => compare_as(cmp, regs, a, b, |x: i64| x),
+        CmpType::F16 => compare_as(cmp, regs, a, b, |x: F16| x.0),
+        CmpType::BF16 => compare_as(cmp, regs, a, b, |x: BF16| x.0),
+        CmpType::F32 => compare_as(cmp, regs, a, b, |x: f32| x),
+        CmpType::F64 => compare_as(cmp, regs, a, b, |x: f64| x),
     }
 }
 
@@ -501,22 +532,26 @@ fn compare_any(cmp: Cmp, of: CmpType, regs: &Registers, a: Reg, b: Reg) -> u32 {
 #[inline(always)]
 fn select_any(wide: bool, regs: &mut Registers, d: Reg, a: Reg, b: Reg, pred: u32, mask: u32) {
     #[inline(always)]
-    fn pick<T: Bits>(regs: &mut Registers, d: Reg, a: Reg, b: Reg, pred: u32, mask: u32) {
-        let (a, b) = (T::read(regs, a), T::read(regs, b));
-        let mut r = [T::default(); LANES];
+    fn pick<T: Bits>(rows: &Rows, out: &mut Out, a: Reg, b: Reg, pred: u32) {
+        let (a, b) = (T::read(rows, a), T::read(rows, b));
+        let r = T::out(out);
         for l in 0..LANES {
             r[l] = if pred >> l & 1 == 1 { a[l] } else { b[l] };
         }
-        T::write(regs, d, mask, &r);
     }
-    if wide { pick::<u64>(regs, d, a, b, pred, mask) } else { pick::<u32>(regs, d, a, b, pred, mask) }
+    if wide {
+        pick::<u64>(&regs.rows, &mut regs.out, a, b, pred);
+    } else {
+        pick::<u32>(&regs.rows, &mut regs.out, a, b, pred);
+    }
+    regs.take(d, wide, mask);
 }
 
 /// `lop3`: the bit of `table` that the bits of `s` count.
 #[inline(always)]
 fn lop3_any(table: u8, regs: &mut Registers, d: Reg, s: [Reg; 3], mask: u32) {
     let picks: [u32; 8] = std::array::from_fn(|i| if table >> i & 1 == 1 { u32::MAX } else { 0 });
-    map3(regs, d, s, mask, |a: u32, b: u32, c: u32| -> u32 {
+    let wide = map3(&regs.rows, &mut regs.out, s, |a: u32, b: u32, c: u32| -> u32 {
         (!a & !b & !c & picks[0])
             | (!a & !b & c & picks[1])
             | (!a & b & !c & picks[2])
@@ -526,6 +561,7 @@ fn lop3_any(table: u8, regs: &mut Registers, d: Reg, s: [Reg; 3], mask: u32) {
             | (a & b & !c & picks[6])
             | (a & b & c & picks[7])
     });
+    regs.take(d, wide, mask);
 }
 
 /// Lane functions compiled for one instruction set of the host; all give the same bits.
@@ -571,13 +607,6 @@ macro_rules! isa {
 isa!(portable, "portable");
 #[cfg(target_arch = "x86_64")]
 isa!(avx2, "avx2", "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt");
-#[cfg(target_arch = "x86_64")]
-isa!(
-    avx512,
-    "avx512",
-    "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"
-);
-
 impl HostIsa {
     /// The best that this machine has.
     pub fn detect() -> Self {
@@ -590,13 +619,8 @@ impl HostIsa {
                 && is_x86_feature_detected!("bmi2")
                 && is_x86_feature_detected!("lzcnt")
                 && is_x86_feature_detected!("popcnt");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512cd");
             if avx2 {
-                return if avx512 { avx512::ISA } else { avx2::ISA };
+                return avx2::ISA;
             }
         }
         portable::ISA

@@ -76,7 +76,7 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
         } else {
             0
         };
-        self.parts(op.window, &addresses, u64::from(bytes), at, "atomic", |cx, space, addresses, at| {
+        self.parts(op.window, &addresses, u64::from(bytes), at, "atomic", &mut |cx, space, addresses, at| {
             let tainted =
                 if cx.checked { cx.tell_atomic(space, addresses, bytes, taint & at.mask, at)? } else { 0 };
             for l in lanes_of(at.mask) {

@@ -204,7 +204,7 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
                 (0..self.n_warps).map(|i| (turn + i) % self.n_warps).find(|i| ready(&self.scratch.warps[*i]))
             };
             let Some(w) = w else { return self.standstill() };
-            turn = w;
+            turn = w + 1;
             let quantum = match &mut self.chance {
                 Some(rng) => rng.random_range(1..=32),
                 None => u64::MAX,
@@ -764,7 +764,7 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
 
     pub(super) fn write32(&mut self, d: Reg, mask: u32, values: [u32; LANES]) {
         use super::registers::Bits;
-        <u32 as Bits>::write(self.regs, d, mask, &values);
+        u32::put(self.regs.r32_mut(d), mask, &values);
         if self.checked {
             self.regs.set_taint(d, mask, 0);
         }

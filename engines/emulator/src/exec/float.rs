@@ -231,7 +231,7 @@ sixteen!(F16, F16x2, f16_to_f32, f32_to_f16);
 sixteen!(BF16, BF16x2, bf16_to_f32, f32_to_bf16);
 
 /// `a * b + c`, ready for one rounding to 16 bits.
-#[inline(always)]
+#[inline(never)]
 pub fn fma16(a: f32, b: f32, c: f32) -> f32 {
     f64_to_f32_odd(fma_odd(a, b, c))
 }

@@ -37,10 +37,10 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
             // A lane that does not take part has no value to give.
             let absent = !at.mask;
             let taint = (0..LANES).fold(own, |t, l| t | ((from | absent) >> sources[l] & 1) << l);
-            u32::write(self.regs, op.d, at.mask, &values);
+            u32::put(self.regs.r32_mut(op.d), at.mask, &values);
             self.regs.set_taint(op.d, at.mask, taint);
         } else {
-            u32::write(self.regs, op.d, at.mask, &values);
+            u32::put(self.regs.r32_mut(op.d), at.mask, &values);
         }
         if let Some(p) = op.p {
             self.regs.set_pred(p, at.mask, in_range);
@@ -134,12 +134,12 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
         if wide {
             let (a, b) = (self.regs.r64(s[0]), self.regs.r64(s[1]));
             let r: [u64; LANES] = std::array::from_fn(|l| insert(a[l], b[l], at[l], len[l], 64));
-            u64::write(self.regs, d, mask, &r);
+            u64::put(self.regs.r64_mut(d), mask, &r);
         } else {
             let (a, b) = (self.regs.r32(s[0]), self.regs.r32(s[1]));
             let r: [u32; LANES] =
                 std::array::from_fn(|l| insert(a[l].into(), b[l].into(), at[l], len[l], 32) as u32);
-            u32::write(self.regs, d, mask, &r);
+            u32::put(self.regs.r32_mut(d), mask, &r);
         }
     }
 

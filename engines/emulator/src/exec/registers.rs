@@ -10,10 +10,38 @@ pub struct Reg(pub u32);
 #[repr(C, align(64))]
 struct Row([u32; LANES]);
 
+/// The rows of a warp's registers.
+#[derive(Clone, Debug, Default)]
+pub struct Rows(Vec<Row>);
+
+impl Rows {
+    /// A 32-bit register.
+    #[inline(always)]
+    pub fn r32(&self, r: Reg) -> &[u32; LANES] {
+        &self.0[r.0 as usize].0
+    }
+
+    /// A 64-bit register.
+    #[inline(always)]
+    pub fn r64(&self, r: Reg) -> &[u64; LANES] {
+        let rows = &self.0[r.0 as usize..r.0 as usize + 2];
+        // SAFETY: two adjacent rows are 64 u32 without padding (the size of a row is a multiple of its alignment).
+        unsafe { &*rows.as_ptr().cast::<[u64; LANES]>() }
+    }
+}
+
+/// Where lane functions leave results before the lanes that act take them.
+#[derive(Clone, Debug, Default)]
+pub struct Out {
+    narrow: [u32; LANES],
+    wide: [u64; LANES],
+}
+
 /// The registers of one warp and their taint.
 #[derive(Clone, Debug, Default)]
 pub struct Registers {
-    rows: Vec<Row>,
+    pub(super) rows: Rows,
+    pub(super) out: Out,
     preds: Vec<u32>,
     taint: Vec<u32>,
     pred_taint: Vec<u32>,
@@ -23,7 +51,8 @@ impl Registers {
     /// `rows` rows and `preds` predicates, all zero; taint only where `checked`.
     pub fn new(rows: usize, preds: usize, checked: bool) -> Self {
         Registers {
-            rows: vec![Row([0; LANES]); rows],
+            rows: Rows(vec![Row([0; LANES]); rows]),
+            out: Out::default(),
             preds: vec![0; preds],
             taint: vec![0; if checked { rows } else { 0 }],
             pred_taint: vec![0; if checked { preds } else { 0 }],
@@ -32,7 +61,7 @@ impl Registers {
 
     /// Copies everything; the sizes are equal.
     pub fn copy_from(&mut self, other: &Registers) {
-        self.rows.clone_from(&other.rows);
+        self.rows.0.clone_from(&other.rows.0);
         self.preds.clone_from(&other.preds);
         self.taint.clone_from(&other.taint);
         self.pred_taint.clone_from(&other.pred_taint);
@@ -41,29 +70,39 @@ impl Registers {
     /// A 32-bit register.
     #[inline(always)]
     pub fn r32(&self, r: Reg) -> &[u32; LANES] {
-        &self.rows[r.0 as usize].0
+        self.rows.r32(r)
     }
 
     /// A 32-bit register.
     #[inline(always)]
     pub fn r32_mut(&mut self, r: Reg) -> &mut [u32; LANES] {
-        &mut self.rows[r.0 as usize].0
+        &mut self.rows.0[r.0 as usize].0
     }
 
     /// A 64-bit register.
     #[inline(always)]
     pub fn r64(&self, r: Reg) -> &[u64; LANES] {
-        let rows = &self.rows[r.0 as usize..r.0 as usize + 2];
-        // SAFETY: two adjacent rows are 64 u32 without padding (the size of a row is a multiple of its alignment).
-        unsafe { &*rows.as_ptr().cast::<[u64; LANES]>() }
+        self.rows.r64(r)
     }
 
     /// A 64-bit register.
     #[inline(always)]
     pub fn r64_mut(&mut self, r: Reg) -> &mut [u64; LANES] {
-        let rows = &mut self.rows[r.0 as usize..r.0 as usize + 2];
+        let rows = &mut self.rows.0[r.0 as usize..r.0 as usize + 2];
         // SAFETY: as in `r64`; the borrow is unique.
         unsafe { &mut *rows.as_mut_ptr().cast::<[u64; LANES]>() }
+    }
+
+    /// The lanes of `mask` take what a lane function left.
+    #[inline(always)]
+    pub(super) fn take(&mut self, d: Reg, wide: bool, mask: u32) {
+        if wide {
+            let values = self.out.wide;
+            u64::put(self.r64_mut(d), mask, &values);
+        } else {
+            let values = self.out.narrow;
+            u32::put(self.r32_mut(d), mask, &values);
+        }
     }
 
     /// A predicate, one bit per lane.
@@ -108,35 +147,43 @@ impl Registers {
 
 /// Bits of a lane: 32 or 64.
 pub trait Bits: Copy + Default {
+    /// 64 bits.
+    const WIDE: bool;
     /// The register's lanes.
-    fn read(regs: &Registers, r: Reg) -> &[Self; LANES];
+    fn read(rows: &Rows, r: Reg) -> &[Self; LANES];
+    /// The results of this width.
+    fn out(out: &mut Out) -> &mut [Self; LANES];
     /// Writes the lanes of `mask`.
-    fn write(regs: &mut Registers, r: Reg, mask: u32, values: &[Self; LANES]);
+    fn put(to: &mut [Self; LANES], mask: u32, values: &[Self; LANES]);
 }
 
 macro_rules! bits {
-    ($t:ty, $get:ident, $get_mut:ident) => {
+    ($t:ty, $wide:literal, $get:ident, $out:ident) => {
         impl Bits for $t {
+            const WIDE: bool = $wide;
             #[inline(always)]
-            fn read(regs: &Registers, r: Reg) -> &[Self; LANES] {
-                regs.$get(r)
+            fn read(rows: &Rows, r: Reg) -> &[Self; LANES] {
+                rows.$get(r)
             }
             #[inline(always)]
-            fn write(regs: &mut Registers, r: Reg, mask: u32, values: &[Self; LANES]) {
-                let d = regs.$get_mut(r);
+            fn out(out: &mut Out) -> &mut [Self; LANES] {
+                &mut out.$out
+            }
+            #[inline(always)]
+            fn put(to: &mut [Self; LANES], mask: u32, values: &[Self; LANES]) {
                 if mask == u32::MAX {
-                    *d = *values;
+                    *to = *values;
                 } else {
                     for l in 0..LANES {
-                        d[l] = if mask >> l & 1 == 1 { values[l] } else { d[l] };
+                        to[l] = if mask >> l & 1 == 1 { values[l] } else { to[l] };
                     }
                 }
             }
         }
     };
 }
-bits!(u32, r32, r32_mut);
-bits!(u64, r64, r64_mut);
+bits!(u32, false, r32, narrow);
+bits!(u64, true, r64, wide);
 
 /// A type that lanes can be read as.
 pub trait Lane: Copy {
