@@ -15,7 +15,8 @@ use crate::import::Imported;
 use crate::memory;
 use crate::options::{Observer, Options, Phase};
 use crate::passes::{
-    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_SILU_MUL, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS,
+    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_ADD, FUSE_LINEAR_SILU_MUL, FUSE_NORM_LINEAR,
+    FUSE_NORM_LINEAR_ROPE_APPEND, FUSE_NORM_LINEAR_SILU_MUL, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS,
     MERGE_GATE_UP, MERGE_QKV, REMOVE_DEAD,
 };
 use crate::report::{MemoryTotals, Outcome, RuleCount, Serving, WeightTotals};
@@ -45,7 +46,7 @@ pub fn compile(
     }
 
     let mut graph = imported_graph.clone();
-    run.graph_phases(&mut graph)?;
+    let fused = run.graph_phases(&mut graph)?;
     if options.to < Phase::Select {
         return Ok(run.outcome);
     }
@@ -58,16 +59,14 @@ pub fn compile(
         true => excerpt::first_and_last_layer(&imported_graph)?,
         false => None,
     };
-    let mut graphs = vec![("decoder", graph.clone())];
-    if let Some(question) = &question {
-        let mut graph = question.clone();
-        rewrite(&mut graph)?;
-        graphs.push((self_test::PROGRAM, graph));
-    }
+    let asked = question.as_ref().map(|question| rewrite(question.clone(), options)).transpose()?;
     let mut programs = Vec::new();
     let mut code: Vec<DeviceCode> = Vec::new();
     for target in &options.targets {
-        for (name, graph) in &graphs {
+        let decoder = Some(("decoder", &fused));
+        let self_test = asked.as_ref().map(|graphs| (self_test::PROGRAM, graphs));
+        for (name, graphs) in decoder.into_iter().chain(self_test) {
+            let graph = graphs.of(target)?;
             let selected = select(graph, name, target, card.limits.max_seq_len, &mut weights)?;
             programs.push(selected.program);
             code.push(selected.code);
@@ -147,15 +146,46 @@ pub fn compile(
 }
 
 /// The graph phases without a watcher.
-fn rewrite(graph: &mut Graph) -> Result<()> {
-    let options = Options { dump_phases: None, to: Phase::Fuse, ..Options::default() };
+fn rewrite(mut graph: Graph, options: &Options) -> Result<FusedGraphs> {
+    let options = Options { dump_phases: None, to: Phase::Fuse, ..options.clone() };
     let mut run = Run {
         options: &options,
         observer: &crate::options::Silent,
         outcome: Outcome::default(),
         numeric: Vec::new(),
     };
-    run.graph_phases(graph)
+    run.graph_phases(&mut graph)
+}
+
+/// What runs a program: kinds differ in what their kernels fuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Cpu,
+    Device,
+}
+
+impl Kind {
+    fn of(target: &Target) -> Self {
+        if *target == Target::Cpu { Kind::Cpu } else { Kind::Device }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Kind::Cpu => "cpu",
+            Kind::Device => "device",
+        }
+    }
+}
+
+/// The fused graph of each kind of target. Their weights are the same, by id and recipe.
+#[derive(Default)]
+struct FusedGraphs(Vec<(Kind, Graph)>);
+
+impl FusedGraphs {
+    fn of(&self, target: &Target) -> Result<&Graph> {
+        let found = self.0.iter().find(|(kind, _)| *kind == Kind::of(target));
+        found.map(|(_, graph)| graph).ok_or_else(|| CompileError::Bug("a target has no graph".into()))
+    }
 }
 
 /// One compilation under way.
@@ -168,8 +198,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The phases whose product is a graph.
-    fn graph_phases(&mut self, graph: &mut Graph) -> Result<()> {
+    /// The phases whose product is a graph. `graph` ends as what all kinds of targets share.
+    fn graph_phases(&mut self, graph: &mut Graph) -> Result<FusedGraphs> {
         // canonical: first what needs no pattern. Constants are folded before anything matches on them; rows are
         // gathered early while every op is still simple, so that the last layer's fusions form on the sampled rows
         // instead of having to be taken apart.
@@ -180,7 +210,7 @@ impl Run<'_> {
         self.graph_after(Phase::Canonical, graph)?;
         self.observer.phase_ended(Phase::Canonical);
         if self.options.to == Phase::Canonical {
-            return Ok(());
+            return Ok(FusedGraphs::default());
         }
 
         // quant: number formats change before fusion, which looks at types. `--dtype` and `--kv-cache` are settled at
@@ -189,19 +219,39 @@ impl Run<'_> {
         self.graph_after(Phase::Quant, graph)?;
         self.observer.phase_ended(Phase::Quant);
         if self.options.to == Phase::Quant {
-            return Ok(());
+            return Ok(FusedGraphs::default());
         }
 
         // fuse: merges before fusions, because `fuse-rope-append` wants one projection with adjacent columns and
-        // `fuse-linear-silu-mul` the interleaved one; the norm's fusion shares no node with either and comes last.
+        // `fuse-linear-silu-mul` the interleaved one. What is left of norms and residuals goes two ways: CPU kernels join
+        // the two, device kernels take residuals behind a projection and norms before it, and then the rotation.
         self.observer.phase_started(Phase::Fuse);
         self.rules(Phase::Fuse, &[&MERGE_QKV, &MERGE_GATE_UP], graph)?;
         self.rules(Phase::Fuse, &[&FUSE_ROPE_APPEND, &FUSE_LINEAR_SILU_MUL], graph)?;
-        self.rules(Phase::Fuse, &[&FUSE_ADD_RMS_NORM], graph)?;
-        self.pass(Phase::Fuse, &REMOVE_DEAD, graph)?;
-        self.graph_after(Phase::Fuse, graph)?;
+        let mut fused = FusedGraphs::default();
+        for kind in self.options.targets.iter().map(Kind::of) {
+            if fused.0.iter().any(|(known, _)| *known == kind) {
+                continue;
+            }
+            let mut graph = graph.clone();
+            match kind {
+                Kind::Cpu => self.rules(Phase::Fuse, &[&FUSE_ADD_RMS_NORM], &mut graph)?,
+                Kind::Device => {
+                    self.rules(Phase::Fuse, &[&FUSE_LINEAR_ADD], &mut graph)?;
+                    self.rules(Phase::Fuse, &[&FUSE_NORM_LINEAR, &FUSE_NORM_LINEAR_SILU_MUL], &mut graph)?;
+                    self.rules(Phase::Fuse, &[&FUSE_NORM_LINEAR_ROPE_APPEND], &mut graph)?;
+                }
+            }
+            self.pass(Phase::Fuse, &REMOVE_DEAD, &mut graph)?;
+            if fused.0.is_empty() {
+                self.graph_after(Phase::Fuse, &graph)?;
+            } else {
+                self.dump(Phase::Fuse, &format!("{}.ir", kind.name()), &graph.to_string())?;
+            }
+            fused.0.push((kind, graph));
+        }
         self.observer.phase_ended(Phase::Fuse);
-        Ok(())
+        Ok(fused)
     }
 
     fn rules(&mut self, phase: Phase, rules: &[&Rule], graph: &mut Graph) -> Result<()> {

@@ -5,6 +5,7 @@ use lathe_ir::entity::NodeId;
 use lathe_ir::ops::Op;
 use lathe_kernels::cuda::{Cost, Launches, Source, Stage};
 use lathe_kernels::gemm::Epilogue;
+use lathe_kernels::gemm::cuda::{Fused, Tail, fused_launches};
 use lathe_kernels::{KernelError, attention, embedding, gather_rows, gemm, rms_norm, rope_append, sampling};
 use lathe_numerics::DType;
 use lathe_plan::schema::{Buffer, CacheKind, Expr, Layout, Operand, Place, Target};
@@ -118,17 +119,27 @@ impl Selection<'_> {
     ) -> Result<Launches, KernelError> {
         let most = |symbol: Symbol| self.symbols[symbol as usize].max as usize;
         let (x, out) = (&inputs[0], &outputs[0]);
-        let linear = |epilogue: Epilogue, n: usize| {
-            gemm::cuda::launches(&gemm::cuda::Problem {
-                m,
-                max_m: most(m) as u32,
-                n,
-                k: x.cols as usize,
-                dtype: x.dtype,
-                out: out.dtype,
-                epilogue,
-                bias: inputs.len() > 2,
-            })
+        let gemm = |epilogue: Epilogue, n: usize, bias: bool| gemm::cuda::Problem {
+            m,
+            max_m: most(m) as u32,
+            n,
+            k: x.cols as usize,
+            dtype: x.dtype,
+            out: out.dtype,
+            epilogue,
+            bias,
+        };
+        let rope = |heads: usize, kv_heads: usize, head_dim: usize, rotation: &[Operand]| {
+            rope_append::cuda::Problem {
+                heads,
+                kv_heads,
+                head_dim,
+                rotary_dim: rotation[1].cols as usize,
+                dtype: out.dtype,
+                kv_dtype: rotation[2].dtype,
+                block: self.block(),
+                block_bytes: self.block_bytes(),
+            }
         };
         match &self.graph.node(id).op {
             Op::Embedding(_) => {
@@ -153,18 +164,34 @@ impl Selection<'_> {
                     rms_norm::cuda::NormProblem { m, h: x.cols as usize, dtype: out.dtype, eps: op.eps };
                 rms_norm::cuda::add_launches(&problem)
             }
-            Op::Linear(_) => linear(Epilogue::Store, out.cols as usize),
-            Op::LinearSiluMul(op) => linear(Epilogue::SiluMul, 2 * op.cols),
-            Op::RopeAppend(op) => rope_append::cuda::launches(&rope_append::cuda::Problem {
-                heads: op.heads,
-                kv_heads: op.kv_heads,
-                head_dim: op.head_dim,
-                rotary_dim: inputs[2].cols as usize,
-                dtype: out.dtype,
-                kv_dtype: inputs[3].dtype,
-                block: self.block(),
-                block_bytes: self.block_bytes(),
-            }),
+            Op::Linear(_) => {
+                gemm::cuda::launches(&gemm(Epilogue::Store, out.cols as usize, inputs.len() > 2))
+            }
+            Op::LinearSiluMul(op) => {
+                gemm::cuda::launches(&gemm(Epilogue::SiluMul, 2 * op.cols, inputs.len() > 2))
+            }
+            Op::LinearAdd(_) => {
+                let problem = gemm(Epilogue::Store, out.cols as usize, inputs.len() > 3);
+                fused_launches(&problem, &Fused { norm: None, tail: Tail::Add })
+            }
+            Op::NormLinear(op) => {
+                let problem = gemm(Epilogue::Store, out.cols as usize, inputs.len() > 3);
+                fused_launches(&problem, &Fused { norm: Some(op.eps), tail: Tail::None })
+            }
+            Op::NormLinearSiluMul(op) => {
+                let problem = gemm(Epilogue::SiluMul, 2 * op.cols, inputs.len() > 3);
+                fused_launches(&problem, &Fused { norm: Some(op.eps), tail: Tail::None })
+            }
+            Op::NormLinearRopeAppend(op) => {
+                let (weights, rotation) = inputs.split_at(inputs.len() - 3);
+                let n = (op.heads + 2 * op.kv_heads) * op.head_dim;
+                let tail = Tail::RopeAppend(rope(op.heads, op.kv_heads, op.head_dim, rotation));
+                let problem = gemm(Epilogue::Store, n, weights.len() > 3);
+                fused_launches(&problem, &Fused { norm: Some(op.eps), tail })
+            }
+            Op::RopeAppend(op) => {
+                rope_append::cuda::launches(&rope(op.heads, op.kv_heads, op.head_dim, &inputs[1..]))
+            }
             Op::Attention(op) => attention::cuda::launches(&attention::cuda::Problem {
                 heads: op.heads,
                 kv_heads: op.kv_heads,

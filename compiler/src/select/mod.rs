@@ -160,10 +160,7 @@ impl<'a> Selection<'a> {
                 ("gemm", inputs, vec![self.write(node.outputs[0])?], vec![choice("epilogue", "store")])
             }
             Op::LinearSiluMul(op) => {
-                if op.interleave != PANEL {
-                    let why = format!("the kernel wants gate and up rows interleaved by {PANEL}");
-                    return Err(self.unsupported(id, why));
-                }
+                self.expect_panels(id, op.interleave)?;
                 if self.dtype(node.outputs[0]) != self.dtype(value(0)) {
                     return Err(self.unsupported(id, "the kernel keeps the type of its operand"));
                 }
@@ -173,12 +170,41 @@ impl<'a> Selection<'a> {
             }
             Op::RopeAppend(op) => {
                 self.expect_dtype(id, value(0), DType::F32)?;
-                let positions = self.input(id, value(1), Input::Positions)?;
-                let rope = self.weight(id, value(2), Layout::RowMajor, None)?;
-                let inputs = vec![self.read(value(0))?, positions, rope, self.cache(id, op.layer)?];
+                let mut inputs = vec![self.read(value(0))?];
+                inputs.extend(self.rotation(id, &node.inputs[1..], op.layer)?);
                 let params =
                     vec![int("head_dim", op.head_dim), int("heads", op.heads), int("kv_heads", op.kv_heads)];
                 ("rope_append", inputs, vec![self.write(node.outputs[0])?], params)
+            }
+            Op::LinearAdd(_) if self.on_device() => {
+                let mut inputs = self.weights_behind(id, &[self.read(value(0))?], &node.inputs[2..])?;
+                inputs.push(self.read(value(1))?);
+                ("linear_add", inputs, vec![self.write(node.outputs[0])?], vec![])
+            }
+            Op::NormLinear(op) if self.on_device() => {
+                let rows = self.normed_rows(id)?;
+                let inputs = self.weights_behind(id, &rows, &node.inputs[2..])?;
+                ("norm_linear", inputs, vec![self.write(node.outputs[0])?], vec![float("eps", op.eps)])
+            }
+            Op::NormLinearSiluMul(op) if self.on_device() => {
+                self.expect_panels(id, op.interleave)?;
+                let rows = self.normed_rows(id)?;
+                let inputs = self.weights_behind(id, &rows, &node.inputs[2..])?;
+                let params = vec![int("cols", op.cols), float("eps", op.eps)];
+                ("norm_linear_silu_mul", inputs, vec![self.write(node.outputs[0])?], params)
+            }
+            Op::NormLinearRopeAppend(op) if self.on_device() => {
+                let norm = self.weight(id, value(4), Layout::RowMajor, self.dtype(value(0)))?;
+                let rows = [self.read(value(0))?, norm];
+                let mut inputs = self.weights_behind(id, &rows, &node.inputs[5..])?;
+                inputs.extend(self.rotation(id, &node.inputs[1..4], op.layer)?);
+                let params = vec![
+                    float("eps", op.eps),
+                    int("head_dim", op.head_dim),
+                    int("heads", op.heads),
+                    int("kv_heads", op.kv_heads),
+                ];
+                ("norm_linear_rope_append", inputs, vec![self.write(node.outputs[0])?], params)
             }
             Op::Attention(op) => {
                 let inputs = vec![self.read(value(0))?, self.cache(id, op.layer)?];
@@ -214,24 +240,60 @@ impl<'a> Selection<'a> {
         }
     }
 
+    fn on_device(&self) -> bool {
+        *self.target != Target::Cpu
+    }
+
+    fn expect_panels(&self, id: NodeId, interleave: usize) -> Result<()> {
+        if interleave == PANEL {
+            return Ok(());
+        }
+        Err(self.unsupported(id, format!("the kernel wants gate and up rows interleaved by {PANEL}")))
+    }
+
     /// Operands of a GEMM: rows, packed weight of their type, f32 bias.
     fn projection(&mut self, id: NodeId) -> Result<Vec<Operand>> {
         let inputs = &self.graph.node(id).inputs;
-        let x = self.dtype(inputs[0]);
-        if self.dtype(inputs[1]) != x {
+        let rows = [self.read(inputs[0])?];
+        self.weights_behind(id, &rows, &inputs[1..])
+    }
+
+    /// `rows`, then the packed weight and the f32 bias that stand in `weights`.
+    fn weights_behind(&mut self, id: NodeId, rows: &[Operand], weights: &[ValueId]) -> Result<Vec<Operand>> {
+        let x = Some(rows[0].dtype);
+        if self.dtype(weights[0]) != x {
             return Err(self.unsupported(id, "the kernel wants activations and weight of one type"));
         }
-        let mut operands =
-            vec![self.read(inputs[0])?, self.weight(id, inputs[1], self.projection_layout(x), x)?];
-        if let Some(&bias) = inputs.get(2) {
+        let mut operands = rows.to_vec();
+        operands.push(self.weight(id, weights[0], self.projection_layout(x), x)?);
+        if let Some(&bias) = weights.get(1) {
             operands.push(self.weight(id, bias, Layout::RowMajor, Some(DType::F32))?);
         }
         Ok(operands)
     }
 
+    /// Rows that a norm comes before, and its weight, the first two operands of node `id`.
+    fn normed_rows(&mut self, id: NodeId) -> Result<[Operand; 2]> {
+        let inputs = &self.graph.node(id).inputs;
+        let norm = self.weight(id, inputs[1], Layout::RowMajor, self.dtype(inputs[0]))?;
+        Ok([self.read(inputs[0])?, norm])
+    }
+
+    /// Positions, table and cache layer of a rotation; its state is the cache.
+    fn rotation(&mut self, id: NodeId, operands: &[ValueId], layer: usize) -> Result<[Operand; 3]> {
+        let positions = self.input(id, operands[0], Input::Positions)?;
+        let table = self.weight(id, operands[1], Layout::RowMajor, None)?;
+        Ok([positions, table, self.cache(id, layer)?])
+    }
+
     fn is_projection(&self, weight: ValueId) -> bool {
-        let projects = |op: &Op| matches!(op, Op::Linear(_) | Op::LinearSiluMul(_));
-        self.graph.nodes().any(|(_, n)| projects(&n.op) && n.inputs.get(1) == Some(&weight))
+        let at = |op: &Op| match op {
+            Op::Linear(_) | Op::LinearSiluMul(_) => Some(1),
+            Op::LinearAdd(_) | Op::NormLinear(_) | Op::NormLinearSiluMul(_) => Some(2),
+            Op::NormLinearRopeAppend(_) => Some(5),
+            _ => None,
+        };
+        self.graph.nodes().any(|(_, n)| at(&n.op).is_some_and(|at| n.inputs.get(at) == Some(&weight)))
     }
 
     fn dtype(&self, value: ValueId) -> Option<DType> {

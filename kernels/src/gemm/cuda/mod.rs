@@ -18,10 +18,12 @@ use crate::error::{KernelError, at_least, at_most, product};
 use crate::view::float;
 
 mod choose;
+mod fused;
 #[cfg(test)]
 mod tests;
 
 pub use choose::{Body, Config, MAX_SHARED, Tile, choose};
+pub use fused::{Fused, Tail, fused_launches};
 
 const NAME: &str = "gemm";
 const MMA: &str = include_str!("mma.cu");
