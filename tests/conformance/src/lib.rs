@@ -2,6 +2,7 @@
 
 pub mod bytes;
 pub mod code;
+pub mod mutants;
 pub mod rig;
 pub mod sass;
 

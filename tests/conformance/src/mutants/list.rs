@@ -1,0 +1,703 @@
+//! The faults, by family.
+
+use lathe_device::Extent;
+use lathe_kernels::cuda::Launches;
+
+use super::attention::{MIXED, PLAIN, WIDE};
+use super::gemm::{F32, RESIDUAL, RING, SHALLOW, SLICES};
+use super::rms_norm::NORM;
+use super::rows::{EMBEDDING, GATHER, ROPE};
+use super::sampling::SAMPLE;
+use super::{Case, Change, Class, Mutant};
+
+const fn text(
+    case: &'static Case,
+    class: Class,
+    name: &'static str,
+    edits: &'static [(&'static str, &'static str)],
+) -> Mutant {
+    Mutant { name, class, case, change: Change::Text(edits) }
+}
+
+const fn host(case: &'static Case, class: Class, name: &'static str, change: fn(&mut Launches)) -> Mutant {
+    Mutant { name, class, case, change: Change::Host(change) }
+}
+
+/// Sets a macro of the kernels for which `of` holds.
+fn define(launches: &mut Launches, name: &str, value: &str, of: impl Fn(&[(&'static str, String)]) -> bool) {
+    for source in launches.stages.iter_mut().map(|s| &mut s.source).filter(|s| of(&s.defines)) {
+        source.defines.iter_mut().filter(|d| d.0 == name).for_each(|d| d.1 = value.into());
+    }
+}
+
+/// All of them.
+pub const MUTANTS: &[&[Mutant]] = &[GEMM, GEMM_F32, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING];
+
+const GEMM: &[Mutant] = &[
+    text(
+        &RING,
+        Class::Barrier,
+        "no barrier before a stage is read",
+        &[("cp_async_wait<STAGES - 2>();\n            __syncthreads();", "cp_async_wait<STAGES - 2>();")],
+    ),
+    text(
+        &RING,
+        Class::Barrier,
+        "no barrier before sums take the ring's place",
+        &[("__syncthreads();\n    float* tile_sums", "float* tile_sums")],
+    ),
+    text(
+        &RING,
+        Class::Barrier,
+        "no barrier between sums and their rounding",
+        &[(
+            "            }\n            __syncthreads();\n        }\n        finish<",
+            "            }\n        }\n        finish<",
+        )],
+    ),
+    text(
+        &RING,
+        Class::CopyWait,
+        "one stage too few is waited for",
+        &[("cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();")],
+    ),
+    text(
+        &RING,
+        Class::Commit,
+        "no commit in the loop",
+        &[("cp_async_commit();\n            write =", "write =")],
+    ),
+    text(
+        &RING,
+        Class::Stage,
+        "reads begin at the second stage",
+        &[("u32 read = 0,", "u32 read = STAGE_BYTES,")],
+    ),
+    text(
+        &RING,
+        Class::Stage,
+        "writes go to the stage that is read",
+        &[("weights.copy(ring + write, next * DEPTH);", "weights.copy(ring + read, next * DEPTH);")],
+    ),
+    text(&RING, Class::Fragment, "lanes of the weights swap", &[("lane * 16);", "(lane ^ 1) * 16);")]),
+    text(
+        &RING,
+        Class::Fragment,
+        "the halves of B swap",
+        &[("{b[t][2 * half], b[t][2 * half + 1]}", "{b[t][2 * half + 1], b[t][2 * half]}")],
+    ),
+    text(
+        &RING,
+        Class::Fragment,
+        "ldmatrix takes rows by quads",
+        &[("first + lane % 8,", "first + lane / 4,")],
+    ),
+    text(
+        &RING,
+        Class::Predicate,
+        "a token more is copied",
+        &[("bool valid = token_of(i) < left;", "bool valid = token_of(i) <= left;")],
+    ),
+    text(
+        &RING,
+        Class::Bounds,
+        "a tile of weights more is copied",
+        &[("tile + tile_of(i) < ALL_TILES;", "tile + tile_of(i) <= ALL_TILES;")],
+    ),
+    text(
+        &RING,
+        Class::Bounds,
+        "columns past K are copied",
+        &[("valid && column < K;", "valid && column <= K;")],
+    ),
+    text(
+        &RING,
+        Class::Bounds,
+        "a row more is stored",
+        &[("token0 + token >= m ||", "token0 + token > m ||")],
+    ),
+    text(
+        &RING,
+        Class::Misaligned,
+        "16 bytes are read at a multiple of 8",
+        &[("lane * 16);", "lane * 16 + 8);")],
+    ),
+    text(
+        &RING,
+        Class::Dependent,
+        "x is not waited for",
+        &[(
+            "    wait_for_previous();\n#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
+            "#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
+        )],
+    ),
+    host(&RING, Class::SharedBounds, "the ring is 128 bytes short", |l| l.stages[0].shared_bytes -= 128),
+    host(&RING, Class::Launch, "a column of blocks is missing", |l| {
+        if let Extent::Sum { terms, .. } = &mut l.stages[0].grid[0] {
+            terms[0].times -= 1;
+        }
+    }),
+    host(&RING, Class::Launch, "x and weight swap", |l| l.stages[0].args.swap(0, 1)),
+    text(
+        &SLICES,
+        Class::Order,
+        "slices are folded from the last to the first",
+        &[("w.slice == slice)", "w.slice == PARALLEL - 1 - slice)")],
+    ),
+    text(
+        &SLICES,
+        Class::Barrier,
+        "no barrier between slices",
+        &[(
+            "            }\n            __syncthreads();\n        }\n        finish<",
+            "            }\n        }\n        __syncthreads();\n        finish<",
+        )],
+    ),
+    text(
+        &SLICES,
+        Class::Zeroing,
+        "a slice begins with the sums of the one before",
+        &[("fill(sums, 0.0f);", "if (round == 0) fill(sums, 0.0f);")],
+    ),
+    text(
+        &SLICES,
+        Class::Fold,
+        "the last slice replaces the others",
+        &[("add(total[f][t][j], sums[f][t][j])", "sums[f][t][j]")],
+    ),
+    host(&SLICES, Class::Slices, "two slices where there are four", |l| {
+        define(l, "SLICES", "2", |d| d.contains(&("PARALLEL", "1".into())));
+    }),
+    text(
+        &SHALLOW,
+        Class::Undefined,
+        "chunks past K and past the last token are not zeroed",
+        &[("cp_async16(to, source + offset(i), valid);", "if (valid) cp_async16(to, source + offset(i));")],
+    ),
+    text(
+        &RING,
+        Class::Barrier,
+        "the barrier comes after a stage is written again",
+        &[
+            ("cp_async_wait<STAGES - 2>();\n            __syncthreads();", "cp_async_wait<STAGES - 2>();"),
+            (
+                "cp_async_commit();\n            write =",
+                "cp_async_commit();\n            __syncthreads();\n            write =",
+            ),
+        ],
+    ),
+    text(
+        &RING,
+        Class::CopyWait,
+        "the wait comes after the barrier",
+        &[(
+            "cp_async_wait<STAGES - 2>();\n            __syncthreads();",
+            "__syncthreads();\n            cp_async_wait<STAGES - 2>();",
+        )],
+    ),
+    text(
+        &RING,
+        Class::Commit,
+        "the commit comes before the copies",
+        &[
+            ("int next = i + STAGES - 1;", "int next = i + STAGES - 1;\n            cp_async_commit();"),
+            ("cp_async_commit();\n            write =", "write ="),
+        ],
+    ),
+    text(
+        &RESIDUAL,
+        Class::Update,
+        "the residual of another thread is added while that replaces it",
+        &[("(residual + first + column);", "(residual + ((first + column) ^ 16));")],
+    ),
+];
+
+const GEMM_F32: &[Mutant] = &[
+    text(
+        &F32,
+        Class::Barrier,
+        "no barrier before a stage is read",
+        &[("            __syncthreads();\n            int depth", "            int depth")],
+    ),
+    text(
+        &F32,
+        Class::Barrier,
+        "no barrier before a stage is written again",
+        &[("sum[j]);\n            __syncthreads();", "sum[j]);")],
+    ),
+    text(
+        &F32,
+        Class::Predicate,
+        "rows past the end are read",
+        &[("row < m && column < K", "row <= m && column < K")],
+    ),
+    text(
+        &F32,
+        Class::Undefined,
+        "a quarter of the rows of a stage is written",
+        &[(
+            "for (int i = threadIdx.x; i < TILE_TOKENS * DEPTH; i += THREADS) {",
+            "for (int i = threadIdx.x; i < TILE_TOKENS * DEPTH / 4; i += THREADS) {",
+        )],
+    ),
+    text(
+        &F32,
+        Class::Bounds,
+        "biases of features past the end are read",
+        &[("if (ROWS % 4 == 0 || at < ROWS)", "if (ROWS % 4 == 0 || at <= ROWS)")],
+    ),
+];
+
+const ATTENTION: &[Mutant] = &[
+    text(
+        &MIXED,
+        Class::CopyWait,
+        "one stage too few is waited for",
+        &[("cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();")],
+    ),
+    text(
+        &MIXED,
+        Class::Barrier,
+        "no barrier before a stage is read",
+        &[("cp_async_wait<STAGES - 2>();\n            __syncthreads();", "cp_async_wait<STAGES - 2>();")],
+    ),
+    text(
+        &MIXED,
+        Class::Commit,
+        "parts past the last leaf commit nothing",
+        &[(
+            "        if (leaf < end) walk.load(slot, leaf, part % (2 * PARTS));\n        cp_async_commit();",
+            "        if (leaf < end) walk.load(slot, leaf, part % (2 * PARTS)), cp_async_commit();",
+        )],
+    ),
+    text(
+        &MIXED,
+        Class::Stage,
+        "the ring has a stage less for reads",
+        &[("slot = slot + 1 == STAGES ? 0 : slot + 1;", "slot = slot + 2 == STAGES ? 0 : slot + 1;")],
+    ),
+    text(
+        &MIXED,
+        Class::Mask,
+        "rows see the position after their own",
+        &[("position <= rows.last[row] &&", "position <= rows.last[row] + 1 &&")],
+    ),
+    text(
+        &MIXED,
+        Class::Mask,
+        "a leaf that is seen in part counts as whole",
+        &[(
+            "whole_end = (position_of(s, row0) + 1) / LEAF;",
+            "whole_end = (position_of(s, row0) + LEAF) / LEAF;",
+        )],
+    ),
+    text(
+        &MIXED,
+        Class::Slot,
+        "block tables begin at the step's first",
+        &[("blocks + s.blocks_start, first_position", "blocks, first_position")],
+    ),
+    text(
+        &MIXED,
+        Class::Slot,
+        "the block before is read",
+        &[("any ? blocks[position / BLOCK] : 0", "any ? blocks[max(0, position / BLOCK - 1)] : 0")],
+    ),
+    text(
+        &MIXED,
+        Class::Head,
+        "heads of a group are apart",
+        &[("HEADS + kv_head * GROUP + row % GROUP)", "HEADS + row % GROUP * KV_HEADS + kv_head)")],
+    ),
+    text(
+        &MIXED,
+        Class::Bounds,
+        "queries past the end are read",
+        &[("bool valid = row0 + row < s.q_len * GROUP;", "bool valid = true;")],
+    ),
+    text(
+        &MIXED,
+        Class::Fragment,
+        "keys of ldmatrix swap",
+        &[("lane / 8 % 2 * 16;", "(lane / 8 % 2 ^ 1) * 16;")],
+    ),
+    text(
+        &MIXED,
+        Class::Fragment,
+        "values are not transposed",
+        &[("ldmatrix4_transposed(b, values +", "ldmatrix4(b, values +")],
+    ),
+    text(
+        &MIXED,
+        Class::Misaligned,
+        "ldmatrix takes rows at multiples of 8",
+        &[("values + lane % 16 * PITCH + lane / 16 * 16)", "values + lane % 16 * PITCH + lane / 16 * 8)")],
+    ),
+    text(
+        &MIXED,
+        Class::Zeroing,
+        "scores begin with those of the leaf before",
+        &[
+            (
+                "    int slot = 0;\n    for (int leaf",
+                "    int slot = 0;\n    float sc[2 * TILES][4] = {};\n    for (int leaf",
+            ),
+            ("        float sc[2 * TILES][4] = {};\n#pragma unroll", "#pragma unroll"),
+        ],
+    ),
+    text(
+        &MIXED,
+        Class::Fold,
+        "the last leaf replaces the others",
+        &[("total[i] = fold_value(total[i], leaf[i], f.before[i / 2], f.of[i / 2]);", "total[i] = leaf[i];")],
+    ),
+    text(
+        &MIXED,
+        Class::Update,
+        "all leaves of a sequence leave their result in one place",
+        &[("row0, leaf - seen, column", "row0, 0, column")],
+    ),
+    text(
+        &MIXED,
+        Class::Undefined,
+        "maxima and sums of leaves are not left",
+        &[("if (column == 0 && lane_id() % 4 == 0)", "if (column == 1 && lane_id() % 4 == 0)")],
+    ),
+    text(
+        &MIXED,
+        Class::Barrier,
+        "no barrier between the factors of leaves and their use",
+        &[(
+            "        __syncthreads();\n        if (column < HEAD_DIM)\n#pragma unroll 8",
+            "        if (column < HEAD_DIM)\n#pragma unroll 8",
+        )],
+    ),
+    text(
+        &MIXED,
+        Class::Dependent,
+        "the fold does not wait for the leaves",
+        &[(
+            "    wait_for_previous();\n    Sequence s = sequences[blockIdx.x];\n    if (s.q_len != 1) return;",
+            "    Sequence s = sequences[blockIdx.x];\n    if (s.q_len != 1) return;",
+        )],
+    ),
+    text(
+        &MIXED,
+        Class::Dependent,
+        "decode does not wait for q",
+        &[("    wait_for_previous();\n    int rows = sequences", "    int rows = sequences")],
+    ),
+    host(&MIXED, Class::SharedBounds, "shared memory lacks the maxima", |l| {
+        l.stages.iter_mut().filter(|s| s.entry == "attention_split").for_each(|s| s.shared_bytes -= 256);
+    }),
+    host(&MIXED, Class::Launch, "half of the workspace", |l| l.workspaces[0].floats /= 2),
+    host(&MIXED, Class::Launch, "a block less of prefill", |l| {
+        let prefill = l.stages.iter_mut().filter(|s| s.entry == "attention_prefill");
+        // Two tiles of rows need two; the planned grid has room to spare.
+        prefill.for_each(|s| s.grid[0] = Extent::fixed(1));
+    }),
+    host(&MIXED, Class::Launch, "chunks are left out", |l| {
+        l.stages.retain(|s| s.entry != "attention_prefill")
+    }),
+    text(
+        &WIDE,
+        Class::Barrier,
+        "no barrier between warps that share weights",
+        &[(
+            "            __syncthreads();\n            if (works) {\n#pragma unroll\n                for (int k = 0; k < LEAF / 16; k++)\n                    ldmatrix4",
+            "            if (works) {\n#pragma unroll\n                for (int k = 0; k < LEAF / 16; k++)\n                    ldmatrix4",
+        )],
+    ),
+    text(
+        &WIDE,
+        Class::Undefined,
+        "one warp of a pair leaves no maxima",
+        &[("if (works && lane % 4 == 0) {", "if (works && share == 0 && lane % 4 == 0) {")],
+    ),
+    text(
+        &WIDE,
+        Class::Predicate,
+        "rows past the end are stored",
+        &[(
+            "        int row = row0 + lane_id() / 4 + 8 * i;\n        if (row >= s.q_len * GROUP) continue;",
+            "        int row = row0 + lane_id() / 4 + 8 * i;",
+        )],
+    ),
+    host(&WIDE, Class::SharedBounds, "shared memory is 64 bytes short", |l| {
+        l.stages.iter_mut().filter(|s| s.entry == "attention_prefill").for_each(|s| s.shared_bytes -= 64);
+    }),
+    text(
+        &MIXED,
+        Class::Undefined,
+        "positions past the end are not zeroed",
+        &[(
+            "cp_async16(to + row * PITCH + piece * 16, from + row * (HEAD_DIM * 2) + piece * 16, valid);",
+            "if (valid) cp_async16(to + row * PITCH + piece * 16, from + row * (HEAD_DIM * 2) + piece * 16);",
+        )],
+    ),
+];
+
+const ATTENTION_F32: &[Mutant] = &[
+    text(
+        &PLAIN,
+        Class::Barrier,
+        "no barrier between warps' maxima and the block's",
+        &[("partial[0][warp] = largest;\n        __syncthreads();", "partial[0][warp] = largest;")],
+    ),
+    text(
+        &PLAIN,
+        Class::Barrier,
+        "no barrier between warps' sums of weights and the block's",
+        &[("partial[1][warp] = leaf_sum;\n        __syncthreads();", "partial[1][warp] = leaf_sum;")],
+    ),
+    text(
+        &PLAIN,
+        Class::Undefined,
+        "the last element of the query is not read",
+        &[(
+            "for (int d = threadIdx.x; d < HEAD_DIM; d += THREADS) query",
+            "for (int d = threadIdx.x; d < HEAD_DIM - 1; d += THREADS) query",
+        )],
+    ),
+    text(
+        &PLAIN,
+        Class::Mask,
+        "a row does not see itself",
+        &[("first <= key && key <= position;", "first <= key && key < position;")],
+    ),
+    text(
+        &PLAIN,
+        Class::Dependent,
+        "q is not waited for",
+        &[("    wait_for_previous();\n    int index", "    int index")],
+    ),
+    text(&PLAIN, Class::Predicate, "padding rows are not left out", &[("if (index < 0) return;", "")]),
+];
+
+const RMS_NORM: &[Mutant] = &[
+    text(
+        &NORM,
+        Class::Barrier,
+        "no barrier between warps' sums and the block's",
+        &[("= x;\n    __syncthreads();", "= x;")],
+    ),
+    text(
+        &NORM,
+        Class::Update,
+        "all warps leave their sum in one place",
+        &[("partial[threadIdx.x / 32] = x;", "partial[0] = x;")],
+    ),
+    text(
+        &NORM,
+        Class::Undefined,
+        "sums of warps that are not there are added",
+        &[("lane < THREADS / 32 ? partial[lane] : 0.0f", "partial[lane]")],
+    ),
+    text(
+        &NORM,
+        Class::SharedBounds,
+        "warps leave their sums 32 places apart",
+        &[("partial[threadIdx.x / 32] = x;", "partial[threadIdx.x] = x;")],
+    ),
+    text(
+        &NORM,
+        Class::Bounds,
+        "elements past the row are stored",
+        &[("if (start + j < H) *", "if (start + j <= H) *")],
+    ),
+    text(
+        &NORM,
+        Class::Bounds,
+        "elements past the row are read",
+        &[("if (start + j < H) v =", "if (start + j <= H) v =")],
+    ),
+    text(
+        &NORM,
+        Class::Order,
+        "the butterfly begins with neighbours",
+        &[(
+            "for (int distance = 16; distance > 0; distance /= 2)",
+            "for (int distance = 1; distance < 32; distance *= 2)",
+        )],
+    ),
+    text(
+        &NORM,
+        Class::Dependent,
+        "x is not waited for",
+        &[(
+            "    wait_for_previous();\n    u64 row = u64(blockIdx.x) * H;\n#pragma unroll\n    for (int c = 0; c < PER_THREAD; c++) load",
+            "    u64 row = u64(blockIdx.x) * H;\n#pragma unroll\n    for (int c = 0; c < PER_THREAD; c++) load",
+        )],
+    ),
+    host(&NORM, Class::Bounds, "vectors twice as wide as what divides a row", |l| {
+        define(l, "VEC", "8", |_| true)
+    }),
+    host(&NORM, Class::Launch, "a row more", |l| {
+        if let Extent::Sum { constant, .. } = &mut l.stages[0].grid[0] {
+            *constant = 1;
+        }
+    }),
+    host(&NORM, Class::Launch, "input and output swap", |l| l.stages[0].args.swap(0, 2)),
+    text(
+        &NORM,
+        Class::Barrier,
+        "a warp passes the barrier by",
+        &[("= x;\n    __syncthreads();", "= x;\n    if (threadIdx.x >= 32) __syncthreads();")],
+    ),
+    text(
+        &NORM,
+        Class::Barrier,
+        "half of a warp passes the barrier by",
+        &[("= x;\n    __syncthreads();", "= x;\n    if (threadIdx.x >= 16) __syncthreads();")],
+    ),
+    text(
+        &NORM,
+        Class::Barrier,
+        "threads without elements end before the sums",
+        &[(
+            "c++) load(x + row, chunk_start(c), v[c]);",
+            "c++) load(x + row, chunk_start(c), v[c]);\n    if (chunk_start(0) >= H) return;",
+        )],
+    ),
+    text(
+        &NORM,
+        Class::Barrier,
+        "half of a warp adds up the whole warp",
+        &[("    x = warp_sum(x);\n", "    if (lane < 16) x = warp_sum(x);\n")],
+    ),
+];
+
+const ROWS: &[Mutant] = &[
+    text(
+        &ROPE,
+        Class::Padding,
+        "padding rows write the first sequence's keys and values",
+        &[("if (index < 0) return;", "if (index < 0) index = 0;")],
+    ),
+    text(&ROPE, Class::Bounds, "padding rows look their sequence up", &[("if (index < 0) return;", "")]),
+    text(
+        &ROPE,
+        Class::Slot,
+        "slots begin at the end of the sequence",
+        &[("sequence.kv_len - sequence.q_len + row", "sequence.kv_len + row")],
+    ),
+    text(
+        &ROPE,
+        Class::Slot,
+        "block tables begin at the step's first",
+        &[("blocks[sequence.blocks_start + position / BLOCK]", "blocks[position / BLOCK]")],
+    ),
+    text(
+        &ROPE,
+        Class::Head,
+        "values go where keys do",
+        &[("((head - HEADS) * BLOCK", "((head - HEADS) % KV_HEADS * BLOCK")],
+    ),
+    text(
+        &ROPE,
+        Class::Fragment,
+        "halves of whole heads rotate together",
+        &[("first + ROTARY / 2", "first + HEAD_DIM / 2")],
+    ),
+    text(
+        &ROPE,
+        Class::Dependent,
+        "qkv is not waited for",
+        &[(
+            "    wait_for_previous();\n    if (head >= ALL_HEADS) return;",
+            "    if (head >= ALL_HEADS) return;",
+        )],
+    ),
+    host(&ROPE, Class::Launch, "sequences and their table of blocks swap", |l| l.stages[0].args.swap(6, 7)),
+    text(
+        &EMBEDDING,
+        Class::Fragment,
+        "the second pair of a row is another row's",
+        &[("share[2]", "share[1]")],
+    ),
+    text(
+        &EMBEDDING,
+        Class::Bounds,
+        "rows of the step before count from 1",
+        &[("drawn[-1 - token]", "drawn[-token]")],
+    ),
+    text(&EMBEDDING, Class::Predicate, "tiles past the row are read", &[("if (tile >= TILES) return;", "")]),
+    text(
+        &EMBEDDING,
+        Class::Dependent,
+        "ids of the step before are not waited for",
+        &[("    wait_for_previous();\n    u32 id", "    u32 id")],
+    ),
+    text(&GATHER, Class::Bounds, "a word past the row is copied", &[("column >= WORDS", "column > WORDS")]),
+    text(
+        &GATHER,
+        Class::Dependent,
+        "x is not waited for",
+        &[("    wait_for_previous();\n    out", "    out")],
+    ),
+    host(&GATHER, Class::Launch, "the last block of a row is missing", |l| {
+        l.stages[0].grid[1] = Extent::fixed(1);
+    }),
+    text(
+        &ROPE,
+        Class::Slot,
+        "all rows of a chunk go to one slot",
+        &[("- sequence.q_len + row - sequence.q_start;", "- sequence.q_len;")],
+    ),
+];
+
+const SAMPLING: &[Mutant] = &[
+    text(
+        &SAMPLE,
+        Class::Barrier,
+        "no barrier between warps' sums and the block's",
+        &[("s.warps[warp] = upto;\n    __syncthreads();", "s.warps[warp] = upto;")],
+    ),
+    text(
+        &SAMPLE,
+        Class::Barrier,
+        "no barrier before the cut is known",
+        &[("    __syncthreads();\n    edge = s.edge;", "    edge = s.edge;")],
+    ),
+    text(
+        &SAMPLE,
+        Class::Update,
+        "bins are counted without atomic operations",
+        &[("atomicAdd(&s.count[at], 1u);", "s.count[at]++;")],
+    ),
+    text(
+        &SAMPLE,
+        Class::Update,
+        "draws of one slot are counted without atomic operations",
+        &[("atomicAdd(counts + u64(p.slot) * VOCAB + id, 1u);", "counts[u64(p.slot) * VOCAB + id] += 1;")],
+    ),
+    text(&SAMPLE, Class::Undefined, "bins are not cleared", &[("s.count[i] = s.low[i]", "s.low[i]")]),
+    text(&SAMPLE, Class::Bounds, "logits past the row are read", &[("if (start < VOCAB) v =", "v =")]),
+    text(
+        &SAMPLE,
+        Class::Dependent,
+        "report does not wait for draw",
+        &[("    wait_for_previous();\n    int r = blockIdx.x, tid", "    int r = blockIdx.x, tid")],
+    ),
+    text(
+        &SAMPLE,
+        Class::Dependent,
+        "draw does not wait for the logits",
+        &[("    wait_for_previous();\n    int r = blockIdx.x;", "    int r = blockIdx.x;")],
+    ),
+    text(
+        &SAMPLE,
+        Class::Barrier,
+        "no barrier between clearing the list and filling it",
+        &[(
+            "if (tid == 0) s.n_listed = 0;\n    __syncthreads();\n    each_run",
+            "if (tid == 0) s.n_listed = 0;\n    each_run",
+        )],
+    ),
+    text(
+        &SAMPLE,
+        Class::Barrier,
+        "no barrier after the sums of warps are read",
+        &[("__shfl_sync(~0u, warps_upto, 31)};\n    __syncthreads();", "__shfl_sync(~0u, warps_upto, 31)};")],
+    ),
+];
