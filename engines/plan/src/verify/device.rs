@@ -176,10 +176,12 @@ fn covered(p: &Program, launches: &[DeviceLaunch], at: &dyn Fn() -> String) -> R
 
 /// A GEMM's kernel follows from its weight's dtype and takes the padding of its layout for granted.
 fn gemm_layout(l: &Launch, parts: &Parts<'_>, at: &dyn Fn() -> String) -> Result<(), VerifyError> {
-    let Some(Place::Weight(index)) = (l.kernel == "gemm").then(|| l.inputs.get(1).map(|o| o.place)).flatten()
-    else {
-        return Ok(());
+    let at_input = match l.kernel.as_str() {
+        "gemm" | "linear_add" => 1,
+        "norm_linear" | "norm_linear_silu_mul" | "norm_linear_rope_append" => 2,
+        _ => return Ok(()),
     };
+    let Some(Place::Weight(index)) = l.inputs.get(at_input).map(|o| o.place) else { return Ok(()) };
     let weight = &parts.weights[index as usize];
     let want = if weight.dtype.size() == 2 { Layout::Mma16 } else { Layout::RowMajor };
     if weight.layout != want {
@@ -193,6 +195,7 @@ fn gemm_layout(l: &Launch, parts: &Parts<'_>, at: &dyn Fn() -> String) -> Result
 pub(super) fn results(kernel: &str) -> Option<usize> {
     match kernel {
         "embedding" | "rms_norm" | "gemm" | "rope_append" | "attention" | "gather_rows" => Some(1),
+        "linear_add" | "norm_linear" | "norm_linear_silu_mul" | "norm_linear_rope_append" => Some(1),
         "add_rms_norm" => Some(2),
         _ => None,
     }
