@@ -17,7 +17,7 @@ use lathe_compiler::self_test;
 use lathe_ir::{Graph, Interpreter, Tensor, WeightExpr, WeightSource};
 use lathe_numerics::DType;
 use lathe_plan::Plan;
-use lathe_plan::schema::{Layout, Place, Weight};
+use lathe_plan::schema::{Layout, Place, Program, Target, Weight};
 use serde_json::{Value, json};
 
 struct Compiled {
@@ -156,6 +156,46 @@ fn every_phase_can_be_the_last() {
         // Two layers, each qkv, rope, attention, o, norm, gate and up, down, norm; embedding, first norm, two gathers, head.
         assert_eq!(outcome.launches, (to >= Phase::Select).then_some(2 * 8 + 5), "{to}");
     }
+}
+
+#[test]
+fn a_device_program_has_five_nodes_a_layer_and_the_same_bytes_twice() {
+    let config = checkpoints::config(json!({"tie_word_embeddings": true}));
+    let checkpoint = checkpoints::Dir::of(&config, DType::BF16).open().unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let arch = || Target::Cuda { arch: "sm_80".into() };
+    let options = Options {
+        targets: vec![arch(), Target::Cpu, Target::Cuda { arch: "compute_80".into() }],
+        kernel_cache: Some(cache.path().join("kernels")),
+        max_num_tokens: 64,
+        max_seq_len: Some(128),
+        ..Options::default()
+    };
+    let of = |options: &Options| compiled(&checkpoint, import(&checkpoint, options).unwrap(), options);
+    let (cold, cached) = (of(&options), of(&options));
+    let anew = of(&Options { kernel_cache: None, threads: 1, ..options });
+    let bytes = |c: &Compiled| fs::read(c.plan.path()).unwrap();
+    assert!(bytes(&cold) == bytes(&cached), "a plan from cached kernels differs");
+    assert!(bytes(&cold) == bytes(&anew), "kernels compile to other bytes");
+
+    let [device, cpu, virtual_arch] = cold.plan.programs() else { panic!("not a program per target") };
+    assert_eq!(device.target, arch());
+    let kernels = |p: &Program| p.launches.iter().map(|l| l.kernel.clone()).collect::<Vec<_>>();
+    let layer = ["norm_linear_rope_append", "attention", "linear_add", "norm_linear_silu_mul", "linear_add"];
+    let gathers = ["gather_rows"; 2];
+    let want = [&["embedding"], &layer[..], &layer[..2], &gathers, &layer[2..], &["norm_linear"]].concat();
+    assert_eq!(kernels(device), want);
+    assert_eq!(kernels(virtual_arch), want);
+    assert_eq!(kernels(cpu).len(), 2 * 8 + 5);
+    assert!(device.modules.iter().all(|m| m.cubin.is_some() && m.ptx.is_some() && !m.entries.is_empty()));
+    assert!(virtual_arch.modules.iter().all(|m| m.cubin.is_none() && m.ptx.is_some()));
+    assert!(cpu.modules.is_empty() && cpu.sampling.is_empty() && !device.sampling.is_empty());
+
+    let reported = &cold.outcome.kernels;
+    assert!(reported.iter().all(|k| k.spill_bytes == 0 && k.bytes.1 >= k.bytes.0));
+    assert!(reported.iter().any(|k| k.kernel.starts_with("gemm") && k.registers > 0 && k.flops.1 > 0));
+    let targets: Vec<&str> = cold.outcome.serving.iter().map(|s| s.target.as_str()).collect();
+    assert_eq!(targets, ["sm_80", "cpu", "compute_80"]);
 }
 
 /// A checkpoint whose layers are those of `of`, by number, with their weights.

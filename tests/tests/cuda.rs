@@ -203,6 +203,16 @@ fn a_user_finds_the_device_or_the_reason() {
         assert_eq!(code, 4, "{log}");
         assert!(log.contains("CUDA driver") && log.contains("--device emulator"), "{log}");
     }
+    // Without PTX a plan is for its GPUs and the CPU.
+    let stripped = dir.path().join("stripped.plan");
+    let stripped = stripped.to_str().unwrap();
+    assert_eq!(runtime(&["strip", two, "-o", stripped]).0, 0);
+    assert!(std::fs::metadata(stripped).unwrap().len() < std::fs::metadata(two).unwrap().len());
+    assert_eq!(generate(stripped, "cpu").1, want);
+    let (code, _, log) = generate(stripped, "emulator");
+    assert_eq!(code, 4, "{log}");
+    assert!(log.contains("PTX"), "{log}");
+
     let (code, _, log) = generate(cpu, "emulator");
     assert_eq!(code, 4, "{log}");
     assert!(log.contains("decoder for cpu") && log.contains("--target"), "{log}");

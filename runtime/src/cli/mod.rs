@@ -104,6 +104,20 @@ fn command() -> Command {
                         .help("The plan to compare with"),
                 ),
         )
+        .subcommand(
+            Command::new("strip")
+                .about("Writes a plan without the PTX of kernels that have machine code: smaller, and not for the emulator")
+                .arg(plan())
+                .arg(
+                    Arg::new("output")
+                        .short('o')
+                        .long("output")
+                        .value_name("FILE")
+                        .required(true)
+                        .value_parser(value_parser!(PathBuf))
+                        .help("The new plan; may be the old one"),
+                ),
+        )
 }
 
 /// Runs the program.
@@ -124,6 +138,7 @@ pub fn main() -> Exit {
         Some(("check", m)) => check::run(m),
         Some(("inspect", m)) => report::inspect(m),
         Some(("diff", m)) => report::diff(m),
+        Some(("strip", m)) => report::strip(m),
         // clap requires one of the above.
         _ => Ok(Exit::Usage),
     };
@@ -169,6 +184,7 @@ mod tests {
             "runtime check e.plan",
             "runtime inspect e.plan --json",
             "runtime diff a.plan b.plan",
+            "runtime strip a.plan -o b.plan",
         ] {
             let parsed = command().try_get_matches_from(line.split_whitespace());
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());

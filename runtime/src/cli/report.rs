@@ -1,8 +1,8 @@
-//! `runtime inspect`, `runtime diff` and `--version`.
+//! `runtime inspect`, `runtime diff`, `runtime strip` and `--version`.
 
 use clap::ArgMatches;
 use lathe_cpu::Isa;
-use lathe_diagnostics::Exit;
+use lathe_diagnostics::{Exit, format_bytes};
 use lathe_plan::header::VERSION;
 use lathe_plan::{diff::diff as differences, inspect as plan_text};
 
@@ -25,6 +25,16 @@ pub fn inspect(matches: &ArgMatches) -> Outcome<Exit> {
     } else {
         print(&plan_text::text(&plan))?;
     }
+    Ok(Exit::Ok)
+}
+
+/// Writes a plan without PTX that no GPU of its targets needs.
+pub fn strip(matches: &ArgMatches) -> Outcome<Exit> {
+    let plan = load::plan(&path(matches, "plan"))?;
+    let output = path(matches, "output");
+    let written = lathe_plan::strip_ptx(&plan, &output).map_err(faults::plan)?;
+    let (before, after) = (format_bytes(plan.file_bytes()), format_bytes(written.file_bytes));
+    print(&format!("{}: {after}, was {before}\n", output.display()))?;
     Ok(Exit::Ok)
 }
 
