@@ -7,7 +7,7 @@ use lathe_plan::header::VERSION;
 use lathe_plan::{diff::diff as differences, inspect as plan_text};
 
 use super::console::print;
-use super::faults::Outcome;
+use super::faults::{self, Outcome};
 use super::{load, path};
 
 /// What `--version` prints after the name.
