@@ -10,6 +10,8 @@ struct Gathering {
     pc: u32,
     warp: u32,
     whole_block: bool,
+    /// Warps that have come, whether they wait or not.
+    arrived: u32,
     waiting: bool,
 }
 
@@ -17,7 +19,8 @@ struct Gathering {
 #[derive(Debug, Default)]
 pub struct Barriers {
     gathering: HashMap<u32, Gathering>,
-    exited: Option<(u32, u32)>,
+    /// Warps of which threads have exited, and where.
+    exited: Vec<(u32, u32)>,
 }
 
 fn finding(lane: u32, what: String) -> Finding {
@@ -45,16 +48,19 @@ impl Barriers {
             return Err(finding(first, what));
         }
         let whole_block = threads == block;
-        if whole_block && let Some((warp, pc)) = self.exited {
+        let come = 1 << at.warp | self.gathering.get(&id).map_or(0, |g| g.arrived);
+        let gone = self.exited.iter().find(|(warp, _)| come >> warp & 1 == 0).copied();
+        if whole_block && let Some((warp, pc)) = gone {
             let what = format!(
                 "divergent barrier {id}: waits for all {threads} threads, but threads of warp {warp} have exited at {}",
                 kernel.place(pc)
             );
             return Err(finding(first, what));
         }
-        let now = Gathering { pc: at.pc, warp: at.warp, whole_block, waiting: waits };
-        match self.gathering.get(&id) {
-            Some(other) if whole_block && other.whole_block && aligned && other.pc != at.pc => {
+        let now = Gathering { pc: at.pc, warp: at.warp, whole_block, arrived: come, waiting: waits };
+        match self.gathering.get_mut(&id) {
+            // Producers that only arrive come from elsewhere by design.
+            Some(other) if whole_block && other.waiting && waits && aligned && other.pc != at.pc => {
                 let what = format!(
                     "divergent barrier {id}: warp {} arrives here, warp {} waits at {}",
                     at.warp,
@@ -63,7 +69,13 @@ impl Barriers {
                 );
                 Err(finding(first, what))
             }
-            Some(_) => Ok(()),
+            Some(other) => {
+                other.arrived = come;
+                if waits && !other.waiting {
+                    *other = now;
+                }
+                Ok(())
+            }
             None => {
                 self.gathering.insert(id, now);
                 Ok(())
@@ -78,8 +90,11 @@ impl Barriers {
 
     /// Lanes exit.
     pub fn exit(&mut self, at: At, kernel: &Kernel) -> Result<(), Finding> {
-        self.exited = self.exited.or(Some((at.warp, at.pc)));
-        let waiting = self.gathering.iter().find(|(_, g)| g.whole_block && g.waiting);
+        if self.exited.iter().all(|(warp, _)| *warp != at.warp) {
+            self.exited.push((at.warp, at.pc));
+        }
+        let misses = |g: &Gathering| g.whole_block && g.waiting && g.arrived >> at.warp & 1 == 0;
+        let waiting = self.gathering.iter().find(|(_, g)| misses(g));
         let Some((id, other)) = waiting else { return Ok(()) };
         let what = format!(
             "divergent barrier {id}: exits while warp {} waits for all threads of the block at {}",

@@ -122,6 +122,23 @@ pub(super) struct Block<'l, B> {
     early: bool,
 }
 
+impl Group {
+    /// Lanes that are further on wait for these to join them. Who waits for the launch before does so too: code behind
+    /// the wait counts on its lanes being together.
+    fn holds_others(&self) -> bool {
+        matches!(self.wait, Wait::None | Wait::Launch)
+    }
+}
+
+impl Warp {
+    /// The group to run, if one can: the one furthest back.
+    fn first(&self) -> Option<usize> {
+        let candidates = self.groups.iter().enumerate().filter(|(_, g)| g.holds_others());
+        let (i, group) = candidates.min_by_key(|(_, g)| (g.pc, g.wait == Wait::None))?;
+        (group.wait == Wait::None).then_some(i)
+    }
+}
+
 impl<'l, B: BlockMonitor> Block<'l, B> {
     pub(super) fn new(
         launch: &'l Launch<'l>,
@@ -191,7 +208,7 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
     pub(super) fn run(&mut self) -> Result<Progress, Fault> {
         let mut turn = 0;
         loop {
-            let ready = |warp: &Warp| warp.groups.iter().any(|g| g.wait == Wait::None);
+            let ready = |warp: &Warp| warp.first().is_some();
             let w = if let Some(rng) = &mut self.chance {
                 let runnable = self.scratch.warps.iter().filter(|w| ready(w)).count();
                 if runnable == 0 {
@@ -270,9 +287,7 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
         while left > 0 {
             self.join_lanes(w);
             let warp = &mut self.scratch.warps[w];
-            let first =
-                warp.groups.iter().enumerate().filter(|(_, g)| g.wait == Wait::None).min_by_key(|(_, g)| g.pc);
-            let Some((i, _)) = first else { return Ok(()) };
+            let Some(i) = warp.first() else { return Ok(()) };
             let group = warp.groups.swap_remove(i);
             let mut pc = group.pc;
             let before = left;
@@ -339,7 +354,7 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
         let code = &launch.kernel.code;
         let Group { mut pc, mask, .. } = group;
         let warp = &mut self.scratch.warps[w];
-        let meet = warp.groups.iter().filter(|g| g.wait == Wait::None).map(|g| g.pc).min().unwrap_or(u32::MAX);
+        let meet = warp.groups.iter().filter(|g| g.holds_others()).map(|g| g.pc).min().unwrap_or(u32::MAX);
         let per_warp = launch.kernel.local_bytes as usize * LANES;
         let mut cx = Cx {
             launch,

@@ -30,7 +30,10 @@ fn what_the_launch_before_writes_is_read_after_the_wait() {
         let out = pair(seed, "produce", "consume_by_one", &[1, 2], true).unwrap();
         assert_eq!(out, (1..129).collect::<Vec<u32>>());
         let found = report(pair(seed, "produce", "consume_bad", &[1, 2, 0], true).unwrap_err());
-        assert!(found.contains("race") && found.contains("launch of") && found.contains("`middle`"), "{found}");
+        assert!(
+            found.contains("race") && found.contains("launch of") && found.contains("`middle`"),
+            "{found}"
+        );
     }
 }
 
@@ -38,7 +41,10 @@ fn what_the_launch_before_writes_is_read_after_the_wait() {
 fn what_the_launch_before_reads_is_written_after_the_wait() {
     for seed in SEEDS {
         let found = report(pair(seed, "produce", "overwrite_bad", &[0, 2], true).unwrap_err());
-        assert!(found.contains("race") && found.contains("launch of") && found.contains("`input`"), "{found}");
+        assert!(
+            found.contains("race") && found.contains("launch of") && found.contains("`input`"),
+            "{found}"
+        );
     }
 }
 

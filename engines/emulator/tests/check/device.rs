@@ -22,11 +22,8 @@ impl Device {
     /// A device whose input holds 0, 1, 2, .. and whose output holds zeros. `seed` shuffles warps and blocks.
     pub fn new(ptx: &str, seed: Option<u64>) -> Self {
         let model = DeviceModel::of(Arch { major: 9, minor: 0 });
-        let options = EmulatorOptions {
-            check: Some(CheckOptions::default()),
-            seed,
-            ..EmulatorOptions::new(model)
-        };
+        let options =
+            EmulatorOptions { check: Some(CheckOptions::default()), seed, ..EmulatorOptions::new(model) };
         let mut driver = Emulator::new(&options).unwrap();
         let module =
             driver.load_module("check", Image { cubin: None, ptx: Some(ptx), allow_jit: false }).unwrap();

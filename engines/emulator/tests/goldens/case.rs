@@ -192,7 +192,11 @@ pub fn check<const N: usize>(op: &str, out: Ty, ins: &[Ty], rows: &[[u64; N]]) {
             let expected = if i % 32 % every == 0 { out.cut(expected[0]) } else { 0 };
             let nan = out == F32 && expected == ANY_NAN && f32::from_bits(result as u32).is_nan();
             let result = if nan { ANY_NAN } else { result };
-            assert_eq!(out.cut(result), expected, "{op} {how} of {operands:#x?}: {result:#x}, not {expected:#x}");
+            assert_eq!(
+                out.cut(result),
+                expected,
+                "{op} {how} of {operands:#x?}: {result:#x}, not {expected:#x}"
+            );
         }
     };
     judge(in_registers(op, out, ins, &operands, false), "in registers", 1);

@@ -16,22 +16,42 @@ fn neg(x: i32) -> u64 {
 #[test]
 fn floats_to_integers_round_and_saturate() {
     let t = [F32];
-    check("cvt.rni.s32.f32", B32, &t, &[[f(0.5), 0], [f(1.5), 2], [f(2.5), 2], [f(-0.5), 0], [f(-1.5), neg(-2)]]);
+    check(
+        "cvt.rni.s32.f32",
+        B32,
+        &t,
+        &[[f(0.5), 0], [f(1.5), 2], [f(2.5), 2], [f(-0.5), 0], [f(-1.5), neg(-2)]],
+    );
     check("cvt.rzi.s32.f32", B32, &t, &[[f(1.9), 1], [f(-1.9), neg(-1)]]);
     check("cvt.rmi.s32.f32", B32, &t, &[[f(1.9), 1], [f(-1.1), neg(-2)]]);
     check("cvt.rpi.s32.f32", B32, &t, &[[f(1.1), 2], [f(-1.9), neg(-1)]]);
     check("cvt.rzi.s32.f32", B32, &t, &[[f(3e9), MAX], [f(-3e9), MIN], [INF, MAX], [NINF, MIN], [NAN, 0]]);
     check("cvt.rzi.u32.f32", B32, &t, &[[f(3e9), 3_000_000_000], [f(5e9), ALL], [f(-1.0), 0], [NAN, 0]]);
-    check("cvt.rzi.s64.f32", B64, &t, &[[f(-3e9), (-3_000_000_000i64) as u64], [INF, i64::MAX as u64], [NAN, 1 << 63]]);
+    check(
+        "cvt.rzi.s64.f32",
+        B64,
+        &t,
+        &[[f(-3e9), (-3_000_000_000i64) as u64], [INF, i64::MAX as u64], [NAN, 1 << 63]],
+    );
     check("cvt.rzi.u64.f32", B64, &t, &[[f(5e9), 5_000_000_000], [f(-1.0), 0]]);
     check("cvt.rzi.s32.f64", B32, &[F64], &[[g(-1.9), neg(-1)], [g(1e10), MAX]]);
 }
 
 #[test]
 fn integers_to_floats_round() {
-    check("cvt.rn.f32.s32", F32, &[B32], &[[16_777_217, f(16_777_216.0)], [16_777_219, f(16_777_220.0)], [neg(-7), f(-7.0)]]);
+    check(
+        "cvt.rn.f32.s32",
+        F32,
+        &[B32],
+        &[[16_777_217, f(16_777_216.0)], [16_777_219, f(16_777_220.0)], [neg(-7), f(-7.0)]],
+    );
     check("cvt.rn.f32.u32", F32, &[B32], &[[ALL, f(4_294_967_296.0)], [neg(-7), f(4_294_967_289.0)]]);
-    check("cvt.rn.f32.u64", F32, &[B64], &[[!0, f(18_446_744_073_709_551_616.0)], [(1 << 40) + 1, f(2f32.powi(40))]]);
+    check(
+        "cvt.rn.f32.u64",
+        F32,
+        &[B64],
+        &[[!0, f(18_446_744_073_709_551_616.0)], [(1 << 40) + 1, f(2f32.powi(40))]],
+    );
     check("cvt.rn.f32.s64", F32, &[B64], &[[!0, f(-1.0)]]);
     check("cvt.rn.f64.s32", F64, &[B32], &[[neg(-7), g(-7.0)]]);
     check("cvt.rn.f32.u16", F32, &[B16], &[[0xffff, f(65535.0)]]);
@@ -64,7 +84,12 @@ fn half_precision() {
     ];
     check("cvt.rn.f16.f32", B16, &[F32], &rows);
     check("cvt.rz.f16.f32", B16, &[F32], &[[f(65535.0), 0x7bff], [f(1.0 + 1.9 * 2f32.powi(-11)), 0x3c00]]);
-    check("cvt.f32.f16", F32, &[B16], &[[0x3c00, f(1.0)], [1, f(2f32.powi(-24))], [0x7c00, INF], [0x8000, MIN], [0x7bff, f(65504.0)]]);
+    check(
+        "cvt.f32.f16",
+        F32,
+        &[B16],
+        &[[0x3c00, f(1.0)], [1, f(2f32.powi(-24))], [0x7c00, INF], [0x8000, MIN], [0x7bff, f(65504.0)]],
+    );
 }
 
 #[test]
@@ -82,7 +107,12 @@ fn brain_floats() {
     check("cvt.rn.bf16.f32", B16, &[F32], &rows);
     check("cvt.rz.bf16.f32", B16, &[F32], &[[0x3f80_ffff, 0x3f80], [0xbf80_ffff, 0xbf80]]);
     check("cvt.rn.bf16x2.f32", B32, &[F32; 2], &[[f(1.0), f(2.0), 0x3f80_4000], [f(-0.5), NAN, 0xbf00_7fff]]);
-    check("cvt.rn.f16x2.f32", B32, &[F32; 2], &[[f(1.0), f(2.0), 0x3c00_4000], [f(1e9), f(-1e9), 0x7c00_fc00]]);
+    check(
+        "cvt.rn.f16x2.f32",
+        B32,
+        &[F32; 2],
+        &[[f(1.0), f(2.0), 0x3c00_4000], [f(1e9), f(-1e9), 0x7c00_fc00]],
+    );
     check("cvt.rn.relu.bf16x2.f32", B32, &[F32; 2], &[[f(-1.0), f(2.0), 0x0000_4000]]);
     check("cvt.f32.bf16", F32, &[B16], &[[0x3f80, f(1.0)], [0xff80, NINF], [1, 0x1_0000]]);
 }

@@ -116,7 +116,12 @@ fn shifts_clamp_at_the_width() {
     let rows = [[1, 31, MIN], [1, 32, 0], [1, 33, 0], [3, ALL, 0], [5, 0, 5]];
     check("shl.b32", B32, &[B32; 2], &rows);
     check("shr.u32", B32, &[B32; 2], &[[MIN, 31, 1], [MIN, 32, 0], [ALL, ALL, 0], [ALL, 4, 0x0fff_ffff]]);
-    check("shr.s32", B32, &[B32; 2], &[[MIN, 31, ALL], [MIN, 32, ALL], [MIN, ALL, ALL], [MAX, 99, 0], [M7, 1, 0xffff_fffc]]);
+    check(
+        "shr.s32",
+        B32,
+        &[B32; 2],
+        &[[MIN, 31, ALL], [MIN, 32, ALL], [MIN, ALL, ALL], [MAX, 99, 0], [M7, 1, 0xffff_fffc]],
+    );
     check("shr.b32", B32, &[B32; 2], &[[MIN, 31, 1]]);
     check("shl.b64", B64, &[B64, B32], &[[1, 63, 1 << 63], [1, 64, 0], [1, 32, 1 << 32], [1, ALL, 0]]);
     check("shr.u64", B64, &[B64, B32], &[[1 << 63, 63, 1], [!0, 64, 0]]);
@@ -130,17 +135,49 @@ fn shifts_clamp_at_the_width() {
 fn funnel_shifts() {
     let (lo, hi) = (0x1111_2222, 0x8888_9999);
     let t = [B32; 3];
-    check("shf.l.clamp.b32", B32, &t, &[[lo, hi, 0, hi], [lo, hi, 8, 0x8899_9911], [lo, hi, 32, lo], [lo, hi, 40, lo]]);
-    check("shf.l.wrap.b32", B32, &t, &[[lo, hi, 0, hi], [lo, hi, 8, 0x8899_9911], [lo, hi, 32, hi], [lo, hi, 40, 0x8899_9911]]);
-    check("shf.r.clamp.b32", B32, &t, &[[lo, hi, 0, lo], [lo, hi, 8, 0x9911_1122], [lo, hi, 32, hi], [lo, hi, 99, hi]]);
-    check("shf.r.wrap.b32", B32, &t, &[[lo, hi, 0, lo], [lo, hi, 8, 0x9911_1122], [lo, hi, 32, lo], [lo, hi, 40, 0x9911_1122]]);
+    check(
+        "shf.l.clamp.b32",
+        B32,
+        &t,
+        &[[lo, hi, 0, hi], [lo, hi, 8, 0x8899_9911], [lo, hi, 32, lo], [lo, hi, 40, lo]],
+    );
+    check(
+        "shf.l.wrap.b32",
+        B32,
+        &t,
+        &[[lo, hi, 0, hi], [lo, hi, 8, 0x8899_9911], [lo, hi, 32, hi], [lo, hi, 40, 0x8899_9911]],
+    );
+    check(
+        "shf.r.clamp.b32",
+        B32,
+        &t,
+        &[[lo, hi, 0, lo], [lo, hi, 8, 0x9911_1122], [lo, hi, 32, hi], [lo, hi, 99, hi]],
+    );
+    check(
+        "shf.r.wrap.b32",
+        B32,
+        &t,
+        &[[lo, hi, 0, lo], [lo, hi, 8, 0x9911_1122], [lo, hi, 32, lo], [lo, hi, 40, 0x9911_1122]],
+    );
 }
 
 #[test]
 fn fields() {
     let x = 0x89ab_cdef;
     let t = [B32; 3];
-    check("bfe.u32", B32, &t, &[[x, 8, 12, 0xbcd], [x, 0, 32, x], [x, 28, 8, 8], [x, 32, 4, 0], [x, 4, 0, 0], [x, 0x108, 0x10c, 0xbcd]]);
+    check(
+        "bfe.u32",
+        B32,
+        &t,
+        &[
+            [x, 8, 12, 0xbcd],
+            [x, 0, 32, x],
+            [x, 28, 8, 8],
+            [x, 32, 4, 0],
+            [x, 4, 0, 0],
+            [x, 0x108, 0x10c, 0xbcd],
+        ],
+    );
     check(
         "bfe.s32",
         B32,
@@ -156,13 +193,24 @@ fn fields() {
         ],
     );
     check("bfe.u64", B64, &[B64, B32, B32], &[[0x0123_4567_89ab_cdef, 28, 16, 0x5678], [!0, 60, 20, 15]]);
-    check("bfe.s64", B64, &[B64, B32, B32], &[[0x0123_4567_89ab_cdef, 24, 8, (-119i64) as u64], [1 << 63, 63, 1, !0]]);
+    check(
+        "bfe.s64",
+        B64,
+        &[B64, B32, B32],
+        &[[0x0123_4567_89ab_cdef, 24, 8, (-119i64) as u64], [1 << 63, 63, 1, !0]],
+    );
     let t = [B32; 4];
     check(
         "bfi.b32",
         B32,
         &t,
-        &[[0xabc, ALL, 8, 12, 0xfffa_bcff], [0x0, ALL, 28, 8, 0x0fff_ffff], [5, x, 0, 0, x], [5, x, 32, 4, x], [x, 0, 0, 32, x]],
+        &[
+            [0xabc, ALL, 8, 12, 0xfffa_bcff],
+            [0x0, ALL, 28, 8, 0x0fff_ffff],
+            [5, x, 0, 0, x],
+            [5, x, 32, 4, x],
+            [x, 0, 0, 32, x],
+        ],
     );
     check("bfi.b64", B64, &[B64, B64, B32, B32], &[[0xab, 0, 56, 8, 0xab << 56], [!0, 0, 60, 9, 0xf << 60]]);
 }
@@ -185,15 +233,50 @@ fn counting_bits() {
 fn prmt_takes_bytes() {
     let (a, b) = (0x3322_1100, 0x7766_5544);
     let t = [B32; 3];
-    check("prmt.b32", B32, &t, &[[a, b, 0x3210, a], [a, b, 0x7654, b], [a, b, 0x5410, 0x5544_1100], [a, b, 0x0123, 0x0011_2233]]);
+    check(
+        "prmt.b32",
+        B32,
+        &t,
+        &[[a, b, 0x3210, a], [a, b, 0x7654, b], [a, b, 0x5410, 0x5544_1100], [a, b, 0x0123, 0x0011_2233]],
+    );
     // Bit 3 of a selector repeats the byte's sign.
-    check("prmt.b32", B32, &t, &[[0x80, 0x7f, 0x8888, ALL], [0x80, 0x7f, 0xc880, 0x00ff_ff80], [a, b, 0x1_3210, a]]);
-    check("prmt.b32.f4e", B32, &t, &[[a, b, 0, a], [a, b, 1, 0x4433_2211], [a, b, 2, 0x5544_3322], [a, b, 3, 0x6655_4433]]);
-    check("prmt.b32.b4e", B32, &t, &[[a, b, 0, 0x5566_7700], [a, b, 1, 0x6677_0011], [a, b, 2, 0x7700_1122], [a, b, 3, 0x0011_2233]]);
+    check(
+        "prmt.b32",
+        B32,
+        &t,
+        &[[0x80, 0x7f, 0x8888, ALL], [0x80, 0x7f, 0xc880, 0x00ff_ff80], [a, b, 0x1_3210, a]],
+    );
+    check(
+        "prmt.b32.f4e",
+        B32,
+        &t,
+        &[[a, b, 0, a], [a, b, 1, 0x4433_2211], [a, b, 2, 0x5544_3322], [a, b, 3, 0x6655_4433]],
+    );
+    check(
+        "prmt.b32.b4e",
+        B32,
+        &t,
+        &[[a, b, 0, 0x5566_7700], [a, b, 1, 0x6677_0011], [a, b, 2, 0x7700_1122], [a, b, 3, 0x0011_2233]],
+    );
     check("prmt.b32.rc8", B32, &t, &[[a, b, 0, 0], [a, b, 1, 0x1111_1111], [a, b, 3, 0x3333_3333]]);
-    check("prmt.b32.ecl", B32, &t, &[[a, b, 0, a], [a, b, 1, 0x3322_1111], [a, b, 2, 0x3322_2222], [a, b, 3, 0x3333_3333]]);
-    check("prmt.b32.ecr", B32, &t, &[[a, b, 0, 0], [a, b, 1, 0x1111_1100], [a, b, 2, 0x2222_1100], [a, b, 3, a]]);
-    check("prmt.b32.rc16", B32, &t, &[[a, b, 0, 0x1100_1100], [a, b, 1, 0x3322_3322], [a, b, 2, 0x1100_1100]]);
+    check(
+        "prmt.b32.ecl",
+        B32,
+        &t,
+        &[[a, b, 0, a], [a, b, 1, 0x3322_1111], [a, b, 2, 0x3322_2222], [a, b, 3, 0x3333_3333]],
+    );
+    check(
+        "prmt.b32.ecr",
+        B32,
+        &t,
+        &[[a, b, 0, 0], [a, b, 1, 0x1111_1100], [a, b, 2, 0x2222_1100], [a, b, 3, a]],
+    );
+    check(
+        "prmt.b32.rc16",
+        B32,
+        &t,
+        &[[a, b, 0, 0x1100_1100], [a, b, 1, 0x3322_3322], [a, b, 2, 0x1100_1100]],
+    );
 }
 
 #[test]
@@ -236,5 +319,10 @@ fn comparisons() {
 #[test]
 fn sums_of_bytes() {
     check("dp4a.u32.u32", B32, &[B32; 3], &[[0x0102_0304, 0xff01_0101, 10, 10 + 255 + 2 + 3 + 4]]);
-    check("dp4a.s32.s32", B32, &[B32; 3], &[[0x0102_0304, 0xff01_0101, 10, 10 - 1 + 2 + 3 + 4], [0x80, 0x80, 0, 0x4000]]);
+    check(
+        "dp4a.s32.s32",
+        B32,
+        &[B32; 3],
+        &[[0x0102_0304, 0xff01_0101, 10, 10 - 1 + 2 + 3 + 4], [0x80, 0x80, 0, 0x4000]],
+    );
 }

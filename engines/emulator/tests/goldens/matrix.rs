@@ -48,7 +48,11 @@ fn tiles_are_loaded_row_by_row() {
                     } else {
                         element(a, b) | element(a, b + 1) << 16
                     };
-                    assert_eq!(out[(lane * n as u64 + i) as usize], expected, "x{n} {transposed} lane {lane}.{i}");
+                    assert_eq!(
+                        out[(lane * n as u64 + i) as usize],
+                        expected,
+                        "x{n} {transposed} lane {lane}.{i}"
+                    );
                 }
             }
         }
@@ -121,7 +125,8 @@ fn product(k: usize, bf16: bool, half_sum: bool) {
     }
     let ty = if bf16 { "bf16" } else { "f16" };
     let sum = if half_sum { "f16" } else { "f32" };
-    let list = |from: usize, n: usize| (from..from + n).map(|i| format!("%r{i}")).collect::<Vec<_>>().join(", ");
+    let list =
+        |from: usize, n: usize| (from..from + n).map(|i| format!("%r{i}")).collect::<Vec<_>>().join(", ");
     let sums = |from: usize| {
         let name = if half_sum { "%r" } else { "%f" };
         (0..n_c).map(|i| format!("{name}{}", from + i)).collect::<Vec<_>>().join(", ")

@@ -25,16 +25,8 @@ fn loads_extend_and_stores_cut() {
         ld.global.v4.u8 {%r5, %r6, %r7, %r8}, [%p];
         shl.b32 %r5, %r5, 8; or.b32 %r5, %r5, %r8; st.global.u32 [%q+56], %r5;";
     let out = run(&kernel("", body), 1, 1, &[0x8123_4567], 8);
-    let expected = [
-        0x81,
-        0xffff_ff81,
-        0xffff_8123,
-        0x8123,
-        0xffff_ffff_8123_4567,
-        0x4567_0000_0067,
-        0x81,
-        0x6781,
-    ];
+    let expected =
+        [0x81, 0xffff_ff81, 0xffff_8123, 0x8123, 0xffff_ffff_8123_4567, 0x4567_0000_0067, 0x81, 0x6781];
     assert_eq!(out, expected, "{out:#x?}");
 }
 
@@ -76,9 +68,13 @@ fn atomic(op: &str, wide: bool, rows: &[(u64, &[u64], u64)]) {
         let literal = |x: &u64| if op.ends_with("f32") { format!("0f{x:08X}") } else { format!("{x:#x}") };
         let list: Vec<String> = operands.iter().map(literal).collect();
         let list = list.join(", ");
-        let mut body = format!("ld.global.{ty} %{reg}0, [%p]; st.global.{ty} [%q], %{reg}0; st.shared.{ty} [s], %{reg}0;\n");
+        let mut body = format!(
+            "ld.global.{ty} %{reg}0, [%p]; st.global.{ty} [%q], %{reg}0; st.shared.{ty} [s], %{reg}0;\n"
+        );
         for (space, place, at) in [("global", "%q", 8), ("shared", "s", 16)] {
-            body += &format!("atom.{space}.{op} %{reg}1, [{place}], {list}; st.global.{ty} [%q+{at}], %{reg}1;\n");
+            body += &format!(
+                "atom.{space}.{op} %{reg}1, [{place}], {list}; st.global.{ty} [%q+{at}], %{reg}1;\n"
+            );
         }
         body += &format!("ld.shared.{ty} %{reg}2, [s]; st.global.{ty} [%q+24], %{reg}2;");
         let out = run(&kernel(".shared .align 8 .b8 s[8];", &body), 1, 1, &[*before], 4);
@@ -131,7 +127,9 @@ fn asynchronous_copies_fill_with_zeros() {
         cp.async.commit_group; cp.async.wait_group 0;
         ld.shared.v2.b64 {%d0, %d1}, [s]; st.global.v2.b64 [%q], {%d0, %d1};
         ld.shared.v2.b64 {%d0, %d1}, [s+16]; st.global.v2.b64 [%q+16], {%d0, %d1};";
-    let body = body.replace("{7, 7, 7, 7}", "{%r1, %r1, %r1, %r1}").replace("mov.u32 %r0", "mov.u32 %r1, 7; mov.u32 %r0");
+    let body = body
+        .replace("{7, 7, 7, 7}", "{%r1, %r1, %r1, %r1}")
+        .replace("mov.u32 %r0", "mov.u32 %r1, 7; mov.u32 %r0");
     let out = run(&kernel(".shared .align 16 .b8 s[32];", &body), 1, 1, &[0x2222_2222_1111_1111, 9], 4);
     assert_eq!(out, [0x1111_1111, 0, 0x7_1111_1111, 0], "{out:#x?}");
 }

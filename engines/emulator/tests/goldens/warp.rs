@@ -113,7 +113,10 @@ fn reductions() {
 
 #[test]
 fn lane_masks() {
-    let out = exchange("mov.u32 %y, %lanemask_lt;\nmov.u32 %z, %lanemask_ge;\nsetp.eq.u32 %c, %z, 0x80000000;", &[0; 32]);
+    let out = exchange(
+        "mov.u32 %y, %lanemask_lt;\nmov.u32 %z, %lanemask_ge;\nsetp.eq.u32 %c, %z, 0x80000000;",
+        &[0; 32],
+    );
     for (lane, got) in out.into_iter().enumerate() {
         assert_eq!(got, ((1u32 << lane) - 1, lane == 31));
     }

@@ -304,11 +304,11 @@ __device__ void barrier_exit(const u32* in, u32* out) {
 }
 TWINS(barrier_exit, (const u32* in, u32* out), (in, out))
 
-// A named barrier for two warps to which one comes.
+// A named barrier for two of three warps, to which one comes.
 template <bool good>
 __device__ void barrier_count(const u32* in, u32* out) {
     u32 t = threadIdx.x;
-    if (good || in[t / 32] == 0) asm volatile("bar.sync 1, 64;" ::: "memory");
+    if (good ? t < 64 : in[t / 32] == 0) asm volatile("bar.sync 1, 64;" ::: "memory");
     out[t] = in[t];
 }
 TWINS(barrier_count, (const u32* in, u32* out), (in, out))
@@ -353,7 +353,7 @@ TWINS(matrix_read, (const u32* in, u32* out), (in, out))
 template <bool good>
 __device__ void matrix_column(const u32* in, u32* out) {
     __shared__ u32 s[8];
-    u32 t = threadIdx.x, a = in[t], b = in[t];
+    u32 t = threadIdx.x, a = 0x3f803f80 + in[t], b = a;
     if (t < 3) s[t] = in[t];
     __syncwarp();
     if (t / 4 == 5) b = s[7];
