@@ -72,7 +72,11 @@ pub(super) enum Flow {
     /// Lane by lane.
     Scatter(Box<[u32; LANES]>),
     Exit,
-    Barrier { id: u32, threads: u32, waits: bool },
+    Barrier {
+        id: u32,
+        threads: u32,
+        waits: bool,
+    },
     /// Not executed: other lanes must come first.
     Lanes(u32),
     WaitForLaunch,
@@ -247,8 +251,10 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
         let mut text = String::from("deadlock: no warp can go on; ");
         for (i, (warp, group, pc, what)) in words.iter().take(4).enumerate() {
             let place = self.launch.kernel.place(*pc);
-            let lanes = if group.mask == u32::MAX { String::new() } else { format!(" lanes {:#x}", group.mask) };
-            text += &format!("{}warp {warp}{lanes} waits for {what} at {place}", if i > 0 { "; " } else { "" });
+            let lanes =
+                if group.mask == u32::MAX { String::new() } else { format!(" lanes {:#x}", group.mask) };
+            text +=
+                &format!("{}warp {warp}{lanes} waits for {what} at {place}", if i > 0 { "; " } else { "" });
         }
         if words.len() > 4 {
             text += &format!("; and {} more", words.len() - 4);
@@ -270,8 +276,12 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
         while left > 0 {
             self.join_lanes(w);
             let warp = &mut self.scratch.warps[w];
-            let first =
-                warp.groups.iter().enumerate().filter(|(_, g)| g.wait == Wait::None).min_by_key(|(_, g)| g.pc);
+            let first = warp
+                .groups
+                .iter()
+                .enumerate()
+                .filter(|(_, g)| g.wait == Wait::None)
+                .min_by_key(|(_, g)| g.pc);
             let Some((i, _)) = first else { return Ok(()) };
             let group = warp.groups.swap_remove(i);
             let mut pc = group.pc;
@@ -312,9 +322,8 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
         let is_sync = |pc: u32| matches!(self.launch.kernel.code[pc as usize].op, Op::WarpSync { .. });
         for i in 0..warp.groups.len() {
             let Group { pc, wait: Wait::Lanes(members), .. } = warp.groups[i] else { continue };
-            let fellows = |g: &Group| {
-                g.wait == Wait::Lanes(members) && (g.pc == pc || (is_sync(pc) && is_sync(g.pc)))
-            };
+            let fellows =
+                |g: &Group| g.wait == Wait::Lanes(members) && (g.pc == pc || (is_sync(pc) && is_sync(g.pc)));
             let come = warp.groups.iter().filter(|g| fellows(g)).fold(0, |m, g| m | g.mask);
             if members & warp.alive & !come != 0 {
                 continue;
@@ -339,7 +348,8 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
         let code = &launch.kernel.code;
         let Group { mut pc, mask, .. } = group;
         let warp = &mut self.scratch.warps[w];
-        let meet = warp.groups.iter().filter(|g| g.wait == Wait::None).map(|g| g.pc).min().unwrap_or(u32::MAX);
+        let meet =
+            warp.groups.iter().filter(|g| g.wait == Wait::None).map(|g| g.pc).min().unwrap_or(u32::MAX);
         let per_warp = launch.kernel.local_bytes as usize * LANES;
         let mut cx = Cx {
             launch,
@@ -479,7 +489,14 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
     }
 }
 
-fn own_special(special: Special, launch: &Launch<'_>, index: [u32; 3], number: u64, warp: u32, to: &mut [u32; LANES]) {
+fn own_special(
+    special: Special,
+    launch: &Launch<'_>,
+    index: [u32; 3],
+    number: u64,
+    warp: u32,
+    to: &mut [u32; LANES],
+) {
     for (l, value) in to.iter_mut().enumerate() {
         let lane = l as u32;
         *value = match special {
