@@ -34,7 +34,10 @@ pub(crate) struct Lane {
     pub(crate) rows: Vec<SampleRow>,
     /// By row: it draws a token, or has drawn one.
     pub(crate) drawn: Vec<bool>,
+    /// Of the step itself.
     pub(crate) symbols: Symbols,
+    /// Of its launches, padding of a graph included.
+    pub(crate) launched: Symbols,
     pub(crate) phase: Phase,
 }
 
@@ -140,6 +143,7 @@ impl CudaEngine {
         if let Some((size, _)) = bucket.map(|at| self.graphs[at]) {
             (symbols.tokens, symbols.sequences, symbols.rows) = (size, size, size);
         }
+        lane.launched = symbols;
         let pieces = self.layout.fill(lane.tables.bytes_mut(), step, self.check.limits(), &symbols);
         let driver = &mut *self.driver;
         let to = self.addresses.table(StepTable::Sequences);
@@ -290,7 +294,14 @@ impl Engine for CudaEngine {
             _ => return Err(request(format!("ticket {} is not the oldest sampled step", ticket.0))),
         };
         lane.phase = Phase::Idle;
-        self.driver.wait(event).map_err(|e| self.fail(ticket.0, e))?;
+        if let Err(e) = self.driver.wait(event) {
+            let (nodes, sampling) = (self.nodes.iter(), self.sampling.iter());
+            let nodes = nodes.zip(std::iter::repeat(&lane.launched));
+            let mut all = nodes.chain(sampling.zip(std::iter::repeat(&lane.symbols)));
+            let made = all.find_map(|(bound, symbols)| bound.of_fault(&e, symbols));
+            let made = made.map_or_else(String::new, |how| format!("; {how}"));
+            return Err(self.fail(ticket.0, format!("{e}{made}")));
+        }
         self.answers(ticket.0, out).map_err(|why| self.fail(ticket.0, why))?;
         self.collected = ticket.0;
         Ok(())

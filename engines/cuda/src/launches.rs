@@ -175,6 +175,21 @@ impl Bound {
         unsafe { driver.launch(&config) }.map_err(|e| self.error(Some(grid), &e.to_string()))
     }
 
+    /// How the launch that a fault names was made in a step of these symbols; `None` if it names another one.
+    pub fn of_fault(&self, fault: &DriverError, symbols: &Symbols) -> Option<String> {
+        let DriverError::Fault { kernel, .. } = fault else { return None };
+        let is_it = kernel.contains(&self.launch.entry) && kernel.contains(&self.label);
+        if !is_it || !self.launch.when.holds(symbols) {
+            return None;
+        }
+        let mut args = self.args.clone();
+        for (at, symbol) in &self.symbols {
+            args[*at] = ArgValue::U32(symbols.get(*symbol));
+        }
+        let grid = self.launch.grid(symbols).unwrap_or_default();
+        Some(format!("grid {grid:?} of {} threads, args {}", self.launch.block, Args(&args)))
+    }
+
     fn error(&self, grid: Option<[u32; 3]>, why: &str) -> LaunchError {
         LaunchError {
             kernel: self.launch.entry.clone(),

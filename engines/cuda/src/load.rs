@@ -168,6 +168,7 @@ impl CudaEngine {
         let measured = before_code.saturating_sub(after_code) + before_graphs.saturating_sub(after_graphs);
         lines.push(MemoryLine { name: "code and graphs", bytes: measured, mapped: false, measured: true });
 
+        let none = Symbols { tokens: 0, sequences: 0, rows: 0, decode: true, sm_count: device.sm_count };
         let mut lane = || -> Result<Lane, DriverError> {
             let bytes = |table| step_table_bytes(table, &limits, vocab_size, pool.block) as usize;
             Ok(Lane {
@@ -177,13 +178,8 @@ impl CudaEngine {
                 answers: driver.host_buffer(limits.max_sample_rows as usize * size_of::<Answer>())?,
                 rows: Vec::<SampleRow>::with_capacity(limits.max_sample_rows as usize),
                 drawn: Vec::with_capacity(limits.max_sample_rows as usize),
-                symbols: Symbols {
-                    tokens: 0,
-                    sequences: 0,
-                    rows: 0,
-                    decode: true,
-                    sm_count: device.sm_count,
-                },
+                symbols: none,
+                launched: none,
                 phase: Phase::Idle,
             })
         };

@@ -437,6 +437,10 @@ fn a_fault_ends_the_engine_and_names_the_kernel() {
         let Err(EngineError::Failed(why)) = engine.collect(ticket, &mut out) else { panic!("{out:?}") };
         assert!(why.starts_with("step 1 of 1 tokens, 1 sequences, 1 rows: "), "{why}");
         assert!(why.contains("score_few") && why.contains("logits"), "{why}");
+        assert!(
+            why.contains("grid [1048576, 1, 1] of 32 threads, args (0x") && why.ends_with(", 268435456)"),
+            "{why}"
+        );
         for again in [
             engine.submit(&lone(0, 3, None)).map(drop),
             engine.collect(ticket, &mut out),

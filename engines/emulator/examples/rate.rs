@@ -30,7 +30,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (a, b, c) = (a?, b?, c?);
     device.fill(a, 0x3d, u64::from(m * k) * 2)?;
     device.fill(b, 0x3d, u64::from(n * k) * 2)?;
-    let args = [ArgValue::Ptr(a), ArgValue::Ptr(b), ArgValue::Ptr(c), ArgValue::U32(m), ArgValue::U32(n), ArgValue::U32(k)];
+    let args = [
+        ArgValue::Ptr(a),
+        ArgValue::Ptr(b),
+        ArgValue::Ptr(c),
+        ArgValue::U32(m),
+        ArgValue::U32(n),
+        ArgValue::U32(k),
+    ];
     let grid = [n / 64, m / 64, 1];
     for _ in 0..3 {
         let config = LaunchConfig {
@@ -50,7 +57,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         device.wait(event)?;
         let (cpu, wall) = (cpu_seconds() - cpu, wall.elapsed().as_secs_f64());
         let done = (device.thread_instructions() - before) as f64 * 1e-6;
-        println!("{done:.1} M thread-instructions, {:.0} M/s of CPU time, {:.0} M/s of wall time", done / cpu, done / wall);
+        println!(
+            "{done:.1} M thread-instructions, {:.0} M/s of CPU time, {:.0} M/s of wall time",
+            done / cpu,
+            done / wall
+        );
     }
     Ok(())
 }

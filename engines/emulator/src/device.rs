@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use lathe_device::{
-    Arch, ArgValue, DeviceInfo, DevicePtr, DriverError, Event, Function, FunctionInfo, Graph, HostBuffer, Image,
-    LaunchConfig, Module,
+    Arch, ArgValue, DeviceInfo, DevicePtr, DriverError, Event, Function, FunctionInfo, Graph, HostBuffer,
+    Image, LaunchConfig, Module,
 };
 
 use crate::decode::op::Op;
@@ -243,11 +243,14 @@ impl<M: Monitor> Device<M> {
         let loaded = self.modules.get(module.0 as usize);
         let loaded = loaded.ok_or_else(|| refused(format!("there is no module {}", module.0)))?;
         let kernel = loaded.kernels.iter().find(|k| k.name == entry);
-        let kernel = kernel.ok_or_else(|| refused(format!("module {} has no kernel `{entry}`", loaded.name)))?;
+        let kernel =
+            kernel.ok_or_else(|| refused(format!("module {} has no kernel `{entry}`", loaded.name)))?;
         let shared = u64::from(kernel.static_shared) + u64::from(shared_bytes);
         if shared > u64::from(self.info.max_shared_bytes) {
             let most = self.info.max_shared_bytes;
-            return Err(refused(format!("{entry} wants {shared} bytes of shared memory, a block may have {most}")));
+            return Err(refused(format!(
+                "{entry} wants {shared} bytes of shared memory, a block may have {most}"
+            )));
         }
         let info = FunctionInfo {
             registers: 0,
@@ -262,9 +265,11 @@ impl<M: Monitor> Device<M> {
 
     pub(crate) fn launch(&mut self, config: &LaunchConfig<'_>) -> Result<(), DriverError> {
         self.usable()?;
-        let refused = |why: String| DriverError::Api { call: "launch", why: format!("{}: {why}", config.label) };
+        let refused =
+            |why: String| DriverError::Api { call: "launch", why: format!("{}: {why}", config.label) };
         let function = self.functions.get(config.function.0 as usize);
-        let function = function.ok_or_else(|| refused(format!("there is no function {}", config.function.0)))?;
+        let function =
+            function.ok_or_else(|| refused(format!("there is no function {}", config.function.0)))?;
         let kernel = &function.kernel;
         let [x, y, z] = config.grid;
         if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65535 || z > 65535 {

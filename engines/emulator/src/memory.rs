@@ -167,7 +167,13 @@ impl DeviceMemory {
                 (true, true) => write!(text, ", byte {distance} of `{}` ({} bytes)", a.name, a.len),
                 (false, true) => write!(text, ", byte {distance} of freed `{}` ({} bytes)", a.name, a.len),
                 (_, false) => {
-                    write!(text, ", {} bytes past the end of `{}` ({} bytes)", distance - a.len, a.name, a.len)
+                    write!(
+                        text,
+                        ", {} bytes past the end of `{}` ({} bytes)",
+                        distance - a.len,
+                        a.name,
+                        a.len
+                    )
                 }
             };
             if a.alive && distance < a.len {
@@ -226,7 +232,10 @@ impl DeviceMemory {
         }
         let last = at.saturating_add(len - 1);
         let bad = if self.find(at, 1).is_some() { last } else { at };
-        Err(DriverError::Api { call, why: format!("{len} bytes at {}: not inside of an allocation", self.describe(bad)) })
+        Err(DriverError::Api {
+            call,
+            why: format!("{len} bytes at {}: not inside of an allocation", self.describe(bad)),
+        })
     }
 }
 

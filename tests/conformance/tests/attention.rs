@@ -282,6 +282,31 @@ fn one_answer_for_f32() -> Result<()> {
 }
 
 #[test]
+fn infinities_and_nan_reach_later_rows_only() -> Result<()> {
+    for (head_dim, dtype) in [(64, DType::BF16), (256, DType::F16), (64, DType::F32)] {
+        let p = problem(4, 2, head_dim, dtype);
+        let mut rig = Rig::emulator(true)?;
+        let (width, kv_width) = (4 * head_dim, 2 * head_dim);
+        let mut t = tokens(&p, 5, 140);
+        let want = step(&mut rig, &p, &[Part(&t, 0, 140)], PLAIN)?;
+        // A value of the first key-value head, a key of the second.
+        t.v[131 * kv_width + 3] = f32::INFINITY;
+        t.v[133 * kv_width + 3] = f32::NAN;
+        t.k[132 * kv_width + head_dim + 1] = f32::INFINITY;
+        let got = step(&mut rig, &p, &[Part(&t, 0, 140)], PLAIN)?;
+        ensure!(got[..131 * width] == want[..131 * width], "{dtype}: rows before");
+        ensure!(f32::from_bits(got[131 * width + 3]) == f32::INFINITY, "{dtype}: row 131");
+        ensure!(f32::from_bits(got[133 * width + 3]).is_nan(), "{dtype}: row 133");
+        ensure!(got[131 * width + 4] == want[131 * width + 4], "{dtype}: another column");
+        for position in [130, 131, 132, 139] {
+            let alone = step(&mut rig, &p, &[Part(&t, position, 1)], PLAIN)?;
+            ensure!(alone[..] == got[position * width..][..width], "{dtype}: decode of position {position}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn steps_take_the_ways_they_should() -> Result<()> {
     let p = problem(4, 2, 64, DType::BF16);
     let mut rig = Rig::emulator(false)?;

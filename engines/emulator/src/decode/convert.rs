@@ -174,7 +174,7 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    fn to_f32(&mut self, s: Reg, from: Type) -> Reg {
+    fn widen_float(&mut self, s: Reg, from: Type) -> Reg {
         match from {
             Type::F16 => self.temp_alu(Alu::F16ToF32, Class::B32, &[s]),
             Type::BF16 => self.temp_alu(Alu::BF16ToF32, Class::B32, &[s]),
@@ -193,7 +193,7 @@ impl<'a> Builder<'a, '_> {
         let Rounding::Whole(on32, on64) = rounding else {
             return Err(self.unknown("cvt from float to integer without rounding to a whole number"));
         };
-        let mut s = self.to_f32(s, from);
+        let mut s = self.widen_float(s, from);
         if flush && from == Type::F32 {
             s = self.temp_alu(Alu::FlushF32, Class::B32, &[s]);
         }
@@ -242,7 +242,7 @@ impl<'a> Builder<'a, '_> {
             };
             r = self.temp_alu(op, Class::B32, &[r]);
         } else {
-            r = self.to_f32(r, from);
+            r = self.widen_float(r, from);
             if flush && from == Type::F32 {
                 r = self.temp_alu(Alu::FlushF32, Class::B32, &[r]);
             }

@@ -66,6 +66,9 @@ pub(super) fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
     })
 }
 
+/// What to do with the part of an access that lies in one space.
+pub(super) type Part<'f, C> = dyn FnMut(&mut C, Space, &[u64; LANES], At) -> Result<(), Stop> + 'f;
+
 /// Where accesses of a warp go; the same for all monitors.
 struct Place<'p> {
     space: Space,
@@ -182,7 +185,7 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
         bytes: u64,
         at: At,
         verb: &str,
-        each: &mut dyn FnMut(&mut Self, Space, &[u64; LANES], At) -> Result<(), Stop>,
+        each: &mut Part<'_, Self>,
     ) -> Result<(), Stop> {
         let space = match window {
             Window::Global => Space::Global,
@@ -200,14 +203,15 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
         bytes: u64,
         at: At,
         verb: &str,
-        each: &mut dyn FnMut(&mut Self, Space, &[u64; LANES], At) -> Result<(), Stop>,
+        each: &mut Part<'_, Self>,
     ) -> Result<(), Stop> {
         for (window, space, base) in [
             (Window::Global, Space::Global, 0),
             (Window::Shared, Space::Shared, SHARED_BASE),
             (Window::Local, Space::Local, LOCAL_BASE),
         ] {
-            let mask = lanes_of(at.mask).filter(|l| window_of(addresses[*l]) == window).fold(0, |m, l| m | 1 << l);
+            let mask =
+                lanes_of(at.mask).filter(|l| window_of(addresses[*l]) == window).fold(0, |m, l| m | 1 << l);
             if mask != 0 {
                 let own = addresses.map(|a| a.wrapping_sub(base));
                 let at = At { mask, ..at };
@@ -356,7 +360,13 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
         })
     }
 
-    fn tell_store(&mut self, space: Space, addresses: &[u64; LANES], op: &Memory, at: At) -> Result<(), Stop> {
+    fn tell_store(
+        &mut self,
+        space: Space,
+        addresses: &[u64; LANES],
+        op: &Memory,
+        at: At,
+    ) -> Result<(), Stop> {
         let mut taints = [0; 8];
         let mut values = [[0; LANES]; 8];
         let n = op.cells.len();
@@ -476,7 +486,8 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
                 } else if op.transposed {
                     let (a, b) = (place(l, 0), place(l, 1));
                     row[l] = (<u16 as Element>::of(&self.shared[a..a + 2])
-                        | <u16 as Element>::of(&self.shared[b..b + 2]) << 16) as u32;
+                        | <u16 as Element>::of(&self.shared[b..b + 2]) << 16)
+                        as u32;
                 } else {
                     let a = place(l, 0);
                     row[l] = <u32 as Element>::of(&self.shared[a..a + 4]) as u32;
@@ -509,7 +520,7 @@ fn window_of(address: u64) -> Window {
     } else if address.wrapping_sub(LOCAL_BASE) < WINDOW {
         Window::Local
     } else {
-        debug_assert!(GLOBAL_BASE > LOCAL_BASE + WINDOW);
+        const { assert!(GLOBAL_BASE > LOCAL_BASE + WINDOW) };
         Window::Global
     }
 }

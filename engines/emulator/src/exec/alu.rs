@@ -40,7 +40,12 @@ fn map2<A: Lane, B: Lane, D: Lane>(rows: &Rows, out: &mut Out, s: [Reg; 3], f: i
 }
 
 #[inline(always)]
-fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(rows: &Rows, out: &mut Out, s: [Reg; 3], f: impl Fn(A, B, C) -> D) -> bool {
+fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(
+    rows: &Rows,
+    out: &mut Out,
+    s: [Reg; 3],
+    f: impl Fn(A, B, C) -> D,
+) -> bool {
     let a = A::Raw::read(rows, s[0]).as_chunks::<CHUNK>().0;
     let b = B::Raw::read(rows, s[1]).as_chunks::<CHUNK>().0;
     let c = C::Raw::read(rows, s[2]).as_chunks::<CHUNK>().0;
@@ -107,12 +112,12 @@ table! {
     MulB16(a: u16, b: u16) -> u16 { a.wrapping_mul(b) }
     MulB32(a: u32, b: u32) -> u32 { a.wrapping_mul(b) }
     MulB64(a: u64, b: u64) -> u64 { a.wrapping_mul(b) }
-    MulHiU16(a: u16, b: u16) -> u16 { (u32::from(a) * u32::from(b) >> 16) as u16 }
-    MulHiS16(a: i16, b: i16) -> i16 { (i32::from(a) * i32::from(b) >> 16) as i16 }
-    MulHiU32(a: u32, b: u32) -> u32 { (u64::from(a) * u64::from(b) >> 32) as u32 }
-    MulHiS32(a: i32, b: i32) -> i32 { (i64::from(a) * i64::from(b) >> 32) as i32 }
-    MulHiU64(a: u64, b: u64) -> u64 { (u128::from(a) * u128::from(b) >> 64) as u64 }
-    MulHiS64(a: i64, b: i64) -> i64 { (i128::from(a) * i128::from(b) >> 64) as i64 }
+    MulHiU16(a: u16, b: u16) -> u16 { ((u32::from(a) * u32::from(b)) >> 16) as u16 }
+    MulHiS16(a: i16, b: i16) -> i16 { ((i32::from(a) * i32::from(b)) >> 16) as i16 }
+    MulHiU32(a: u32, b: u32) -> u32 { ((u64::from(a) * u64::from(b)) >> 32) as u32 }
+    MulHiS32(a: i32, b: i32) -> i32 { ((i64::from(a) * i64::from(b)) >> 32) as i32 }
+    MulHiU64(a: u64, b: u64) -> u64 { ((u128::from(a) * u128::from(b)) >> 64) as u64 }
+    MulHiS64(a: i64, b: i64) -> i64 { ((i128::from(a) * i128::from(b)) >> 64) as i64 }
     MulWideU16(a: u16, b: u16) -> u32 { u32::from(a) * u32::from(b) }
     MulWideS16(a: i16, b: i16) -> i32 { i32::from(a) * i32::from(b) }
     MulWideU32(a: u32, b: u32) -> u64 { u64::from(a) * u64::from(b) }
@@ -120,8 +125,8 @@ table! {
     MadB16(a: u16, b: u16, c: u16) -> u16 { a.wrapping_mul(b).wrapping_add(c) }
     MadB32(a: u32, b: u32, c: u32) -> u32 { a.wrapping_mul(b).wrapping_add(c) }
     MadB64(a: u64, b: u64, c: u64) -> u64 { a.wrapping_mul(b).wrapping_add(c) }
-    MadHiU32(a: u32, b: u32, c: u32) -> u32 { ((u64::from(a) * u64::from(b) >> 32) as u32).wrapping_add(c) }
-    MadHiS32(a: i32, b: i32, c: i32) -> i32 { ((i64::from(a) * i64::from(b) >> 32) as i32).wrapping_add(c) }
+    MadHiU32(a: u32, b: u32, c: u32) -> u32 { (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(c) }
+    MadHiS32(a: i32, b: i32, c: i32) -> i32 { (((i64::from(a) * i64::from(b)) >> 32) as i32).wrapping_add(c) }
     MadWideU16(a: u16, b: u16, c: u32) -> u32 { (u32::from(a) * u32::from(b)).wrapping_add(c) }
     MadWideS16(a: i16, b: i16, c: i32) -> i32 { (i32::from(a) * i32::from(b)).wrapping_add(c) }
     MadWideU32(a: u32, b: u32, c: u64) -> u64 { (u64::from(a) * u64::from(b)).wrapping_add(c) }

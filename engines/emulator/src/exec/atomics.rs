@@ -71,11 +71,8 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
         };
         let b = read(self.regs, op.b);
         let c = op.c.map_or([0; LANES], |c| read(self.regs, c));
-        let taint = if self.checked {
-            self.regs.taint(op.b) | op.c.map_or(0, |c| self.regs.taint(c))
-        } else {
-            0
-        };
+        let taint =
+            if self.checked { self.regs.taint(op.b) | op.c.map_or(0, |c| self.regs.taint(c)) } else { 0 };
         self.parts(op.window, &addresses, u64::from(bytes), at, "atomic", &mut |cx, space, addresses, at| {
             let tainted =
                 if cx.checked { cx.tell_atomic(space, addresses, bytes, taint & at.mask, at)? } else { 0 };
@@ -85,20 +82,24 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
                     Space::Global => {
                         let p = cx.launch.memory.pointer(addresses[l]);
                         let (set, get) = (Ordering::AcqRel, Ordering::Acquire);
-                        // SAFETY: `check` has found the element in an allocation, aligned; so below.
                         let result = match bytes {
-                            2 => unsafe { AtomicU16::from_ptr(p.cast()) }
-                                .fetch_update(set, get, |old| Some(new(old.into()) as u16))
-                                .map(u64::from)
-                                .map_err(u64::from),
-                            // SAFETY: as above.
-                            4 => unsafe { AtomicU32::from_ptr(p.cast()) }
-                                .fetch_update(set, get, |old| Some(new(old.into()) as u32))
-                                .map(u64::from)
-                                .map_err(u64::from),
-                            // SAFETY: as above.
-                            _ => unsafe { AtomicU64::from_ptr(p.cast()) }
-                                .fetch_update(set, get, |old| Some(new(old))),
+                            2 => {
+                                // SAFETY: `check` has found the element in an allocation, aligned; so below.
+                                let a = unsafe { AtomicU16::from_ptr(p.cast()) };
+                                let result = a.fetch_update(set, get, |old| Some(new(old.into()) as u16));
+                                result.map(u64::from).map_err(u64::from)
+                            }
+                            4 => {
+                                // SAFETY: as above.
+                                let a = unsafe { AtomicU32::from_ptr(p.cast()) };
+                                let result = a.fetch_update(set, get, |old| Some(new(old.into()) as u32));
+                                result.map(u64::from).map_err(u64::from)
+                            }
+                            _ => {
+                                // SAFETY: as above.
+                                let a = unsafe { AtomicU64::from_ptr(p.cast()) };
+                                a.fetch_update(set, get, |old| Some(new(old)))
+                            }
                         };
                         match result {
                             Ok(old) | Err(old) => old,

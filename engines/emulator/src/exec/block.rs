@@ -72,7 +72,11 @@ pub(super) enum Flow {
     /// Lane by lane.
     Scatter(Box<[u32; LANES]>),
     Exit,
-    Barrier { id: u32, threads: u32, waits: bool },
+    Barrier {
+        id: u32,
+        threads: u32,
+        waits: bool,
+    },
     /// Not executed: other lanes must come first.
     Lanes(u32),
     WaitForLaunch,
@@ -264,8 +268,10 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
         let mut text = String::from("deadlock: no warp can go on; ");
         for (i, (warp, group, pc, what)) in words.iter().take(4).enumerate() {
             let place = self.launch.kernel.place(*pc);
-            let lanes = if group.mask == u32::MAX { String::new() } else { format!(" lanes {:#x}", group.mask) };
-            text += &format!("{}warp {warp}{lanes} waits for {what} at {place}", if i > 0 { "; " } else { "" });
+            let lanes =
+                if group.mask == u32::MAX { String::new() } else { format!(" lanes {:#x}", group.mask) };
+            text +=
+                &format!("{}warp {warp}{lanes} waits for {what} at {place}", if i > 0 { "; " } else { "" });
         }
         if words.len() > 4 {
             text += &format!("; and {} more", words.len() - 4);
@@ -327,9 +333,8 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
         let is_sync = |pc: u32| matches!(self.launch.kernel.code[pc as usize].op, Op::WarpSync { .. });
         for i in 0..warp.groups.len() {
             let Group { pc, wait: Wait::Lanes(members), .. } = warp.groups[i] else { continue };
-            let fellows = |g: &Group| {
-                g.wait == Wait::Lanes(members) && (g.pc == pc || (is_sync(pc) && is_sync(g.pc)))
-            };
+            let fellows =
+                |g: &Group| g.wait == Wait::Lanes(members) && (g.pc == pc || (is_sync(pc) && is_sync(g.pc)));
             let come = warp.groups.iter().filter(|g| fellows(g)).fold(0, |m, g| m | g.mask);
             if members & warp.alive & !come != 0 {
                 continue;
@@ -494,7 +499,14 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
     }
 }
 
-fn own_special(special: Special, launch: &Launch<'_>, index: [u32; 3], number: u64, warp: u32, to: &mut [u32; LANES]) {
+fn own_special(
+    special: Special,
+    launch: &Launch<'_>,
+    index: [u32; 3],
+    number: u64,
+    warp: u32,
+    to: &mut [u32; LANES],
+) {
     for (l, value) in to.iter_mut().enumerate() {
         let lane = l as u32;
         *value = match special {

@@ -164,7 +164,7 @@ pub fn saturate(x: f32) -> f32 {
 /// 2^x within 2 units in the last place: a polynomial over -1/2..=1/2.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
-    let clamped = if x > 129.0 { 129.0 } else if x < -152.0 { -152.0 } else { x };
+    let clamped = x.clamp(-152.0, 129.0);
     // Adding 1.5 * 2^23 rounds to an integer in the low bits.
     let shifted = clamped + 12_582_912.0;
     let n = shifted.to_bits().wrapping_sub(0x4b40_0000) as i32;
@@ -174,7 +174,7 @@ pub fn exp2(x: f32) -> f32 {
     p = p.mul_add(f, 1.333_355_8e-3);
     p = p.mul_add(f, 9.618_129e-3);
     p = p.mul_add(f, 5.550_411e-2);
-    p = p.mul_add(f, 2.402_265_1e-1);
+    p = p.mul_add(f, 2.402_265e-1);
     p = p.mul_add(f, 6.931_472e-1);
     p = p.mul_add(f, 1.0);
     // In two factors, so that both ends of the range are reached.

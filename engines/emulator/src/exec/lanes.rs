@@ -75,11 +75,12 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
     }
 
     pub(super) fn matching(&mut self, all: bool, wide: bool, d: Reg, p: Option<Reg>, a: Reg, at: At) {
-        let values: [u64; LANES] =
-            if wide { *self.regs.r64(a) } else { self.regs.r32(a).map(u64::from) };
+        let values: [u64; LANES] = if wide { *self.regs.r64(a) } else { self.regs.r32(a).map(u64::from) };
         let taint = if self.checked && self.regs.taint(a) & at.mask != 0 { u32::MAX } else { 0 };
         let equal = |l: usize| {
-            (0..LANES).filter(|o| at.mask >> o & 1 == 1 && values[*o] == values[l]).fold(0u32, |m, o| m | 1 << o)
+            (0..LANES)
+                .filter(|o| at.mask >> o & 1 == 1 && values[*o] == values[l])
+                .fold(0u32, |m, o| m | 1 << o)
         };
         let first = equal(at.mask.trailing_zeros() as usize);
         if all {
@@ -147,7 +148,8 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
     pub(super) fn mma_taint(&mut self, op: &Mma) {
         // Lanes `4 * row ..` hold a row of `a`, or a column of `b`.
         let spread = |t: u32| (0..8).filter(|r| t >> (4 * r) & 15 != 0).fold(0u32, |m, r| m | 1 << r);
-        let per_half = |half: usize| op.a.iter().skip(half).step_by(2).fold(0, |t, r| t | self.regs.taint(*r));
+        let per_half =
+            |half: usize| op.a.iter().skip(half).step_by(2).fold(0, |t, r| t | self.regs.taint(*r));
         let rows = [spread(per_half(0)), spread(per_half(1))];
         let columns = spread(op.b.iter().fold(0, |t, r| t | self.regs.taint(*r)));
         let before: Vec<u32> = op.c.iter().map(|r| self.regs.taint(*r)).collect();
@@ -157,11 +159,8 @@ impl<B: BlockMonitor> Cx<'_, '_, B> {
             if rows[half] | columns != 0 {
                 for l in 0..LANES {
                     let pair = 2 * (l % 4);
-                    let hit = if op.half {
-                        columns >> pair & 3 != 0
-                    } else {
-                        columns >> (pair + i % 2) & 1 == 1
-                    };
+                    let hit =
+                        if op.half { columns >> pair & 3 != 0 } else { columns >> (pair + i % 2) & 1 == 1 };
                     if rows[half] >> (l / 4) & 1 == 1 || hit {
                         taint |= 1 << l;
                     }

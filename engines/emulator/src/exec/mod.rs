@@ -1,11 +1,11 @@
 //! Execution: a launch's blocks on the host's cores.
 
+mod access;
 pub mod alu;
 mod atomics;
 mod block;
 pub mod float;
 mod lanes;
-mod access;
 pub mod mma;
 pub mod registers;
 pub mod windows;
@@ -155,7 +155,9 @@ impl<'a> Launch<'a> {
     fn order(&self) -> Vec<u64> {
         let mut order: Vec<u64> = (0..self.blocks()).collect();
         if let Schedule::Random(seed) = self.schedule {
-            order.shuffle(&mut SmallRng::seed_from_u64(seed ^ self.serial.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+            order.shuffle(&mut SmallRng::seed_from_u64(
+                seed ^ self.serial.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            ));
         }
         order
     }
@@ -251,16 +253,13 @@ fn finish(launch: &Launch<'_>, watcher: impl LaunchMonitor, mut outcome: Outcome
     outcome
 }
 
-fn run_blocks<'m, M: Monitor>(
+fn run_blocks<'m, M: Monitor + 'm>(
     launch: &Launch<'_>,
     watcher: &M::Launch<'m>,
     template: &Registers,
     order: &[u64],
     pool: &rayon::ThreadPool,
-) -> Outcome
-where
-    M: 'm,
-{
+) -> Outcome {
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
     let total = AtomicU64::new(0);

@@ -73,7 +73,11 @@ pub fn lex(text: &str) -> Result<Vec<Lexed<'_>>, PtxError> {
         }
         let token = if c == b'"' {
             let Some(end) = bytes[at + 1..].iter().position(|b| *b == b'"') else {
-                return Err(PtxError::at(line, &text[start..(start + 20).min(text.len())], "string without end"));
+                return Err(PtxError::at(
+                    line,
+                    &text[start..(start + 20).min(text.len())],
+                    "string without end",
+                ));
             };
             at += end + 2;
             Token::Text(&text[start + 1..at - 1])

@@ -236,7 +236,11 @@ impl<'a> Parser<'a, '_> {
             external = false;
         }
         if module.target.is_empty() {
-            return Err(PtxError::at(1, self.text.lines().next().unwrap_or_default(), "no .target: not a PTX module"));
+            return Err(PtxError::at(
+                1,
+                self.text.lines().next().unwrap_or_default(),
+                "no .target: not a PTX module",
+            ));
         }
         Ok(module)
     }
@@ -282,7 +286,14 @@ impl<'a> Parser<'a, '_> {
                 count.get_or_insert(init.len() as u32 / element);
             }
             let bytes = count.and_then(|c| c.checked_mul(element));
-            found.push(Variable { space, name, align: align.unwrap_or(element * times), bytes, init, external });
+            found.push(Variable {
+                space,
+                name,
+                align: align.unwrap_or(element * times),
+                bytes,
+                init,
+                external,
+            });
             if !self.eat(b',') {
                 break;
             }
@@ -370,7 +381,8 @@ impl<'a> Parser<'a, '_> {
                 }
             }
         }
-        let root = Scope { registers: HashMap::new(), ranges: Vec::new(), labels: HashMap::new(), parent: None };
+        let root =
+            Scope { registers: HashMap::new(), ranges: Vec::new(), labels: HashMap::new(), parent: None };
         let mut body = Body {
             scopes: vec![root],
             scope: 0,
@@ -444,7 +456,9 @@ impl<'a> Parser<'a, '_> {
                 }
                 Token::Word(".pragma") => self.skip_statement()?,
                 Token::Word(".param") => {
-                    return Err(self.error("parameters of calls are not known: nothing may be called, only inlined"));
+                    return Err(
+                        self.error("parameters of calls are not known: nothing may be called, only inlined")
+                    );
                 }
                 Token::Word(word) => {
                     if self.tokens.get(self.at + 1).map(|t| t.token) == Some(Token::Mark(b':')) {
@@ -510,7 +524,8 @@ impl<'a> Parser<'a, '_> {
     fn registers(&mut self, body: &mut Body<'a>) -> Result<(), PtxError> {
         self.at += 1;
         let word = self.word("type")?;
-        let class = class(word).ok_or_else(|| self.error(format!("registers of type {word} are not known")))?;
+        let class =
+            class(word).ok_or_else(|| self.error(format!("registers of type {word} are not known")))?;
         loop {
             let name = self.word("register")?;
             let first = body.classes.len() as u32;

@@ -23,6 +23,8 @@ constexpr int Q_PITCH = 16 * (Q_PIECES | 1);
 constexpr int P_PITCH = 16 * (LEAF / 8 + 1);
 // Tiles of 16 rows (query, head of the group) that the decode kernel takes of a sequence.
 constexpr int DECODE_TILES = (GROUP + 15) / 16;
+// Blocks of decode that registers leave room for on a multiprocessor.
+constexpr int DECODE_BLOCKS = HEAD_DIM > 128 ? 2 : 3;
 // Warps that share 16 rows of prefill: one has no registers for a wide head.
 constexpr int PREFILL_SHARE = HEAD_DIM > 128 ? 2 : 1;
 constexpr int PREFILL_ROWS = 16 * WARPS / PREFILL_SHARE;
@@ -181,6 +183,51 @@ __device__ __forceinline__ void value_step(float (&lo)[4], float (&hi)[4], const
     ldmatrix4_transposed(b, values + lane % 16 * PITCH + lane / 16 * 16);
     mma<ELEMENT>(lo, p, {b[0], b[1]});
     mma<ELEMENT>(hi, p, {b[2], b[3]});
+}
+
+// True if a lane holds an infinity or NaN.
+template <int PAIRS>
+__device__ __forceinline__ bool any_not_finite(const float (&acc)[PAIRS][2][4]) {
+    float zero = 0.0f;
+#pragma unroll
+    for (int i = 0; i < PAIRS * 8; i++) zero = __fmaf_rn(acc[i / 8][i / 4 % 2][i % 4], 0.0f, zero);
+    return __any_sync(~0u, zero != 0.0f);
+}
+
+// `value_step` over a leaf for each row by itself, with zeros for the values that the row does not see: zero times an
+// infinity would be NaN.
+template <int SHARE, int PAIRS>
+__device__ __forceinline__ void values_by_row(float (&acc)[PAIRS][2][4], const u32 (&p)[LEAF / 16][4], u32 values,
+                                              int share, const Rows& rows, int start) {
+    int lane = lane_id();
+#pragma unroll 1
+    for (int r = 0; r < 16; r++) {
+        int first = __shfl_sync(~0u, r < 8 ? rows.first[0] : rows.first[1], r % 8 * 4) - start - lane % 4 * 2;
+        int last = __shfl_sync(~0u, r < 8 ? rows.last[0] : rows.last[1], r % 8 * 4) - start - lane % 4 * 2;
+        float own[PAIRS][2][4] = {};
+#pragma unroll
+        for (int k = 0; k < LEAF / 16; k++) {
+            u32 seen[2];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int at = k * 16 + half * 8;
+                seen[half] = (first <= at && at <= last ? 0xffffu : 0u) |
+                             (first <= at + 1 && at + 1 <= last ? 0xffff0000u : 0u);
+            }
+#pragma unroll
+            for (int c = 0; c < PAIRS; c++) {
+                int pair = c * SHARE + share;
+                if (pair >= COLS / 16) continue;
+                u32 b[4];
+                ldmatrix4_transposed(b, values + (k * 16 + lane % 16) * PITCH + pair * 32 + lane / 16 * 16);
+                mma<ELEMENT>(own[c][0], p[k], {b[0] & seen[0], b[1] & seen[1]});
+                mma<ELEMENT>(own[c][1], p[k], {b[2] & seen[0], b[3] & seen[1]});
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < PAIRS * 8; i++)
+            if (lane / 4 + i % 4 / 2 * 8 == r) acc[i / 8][i / 4 % 2][i % 4] = own[i / 8][i / 4 % 2][i % 4];
+    }
 }
 
 // The state after a leaf, and what the accumulators before it and of it are multiplied with.
@@ -387,6 +434,7 @@ __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMEN
                     int pair = c * SHARE + share;
                     if (pair < COLS / 16) value_step(acc[c][0], acc[c][1], p[k], values + k * 16 * PITCH + pair * 32);
                 }
+            if (!all && any_not_finite(acc)) values_by_row<SHARE>(acc, p, values, share, rows, leaf * LEAF);
 #pragma unroll
             for (int c = 0; c < PAIRS; c++)
 #pragma unroll
@@ -428,13 +476,13 @@ __device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMEN
                          whole, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, DECODE_BLOCKS)
     attention_decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
                      float scale) {
     decode<false>(q, cache, out, sequences, blocks, nullptr, 0, scale);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, DECODE_BLOCKS)
     attention_split(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
                     float* partials, int whole, float scale) {
     decode<true>(q, cache, out, sequences, blocks, partials, whole, scale);

@@ -11,8 +11,8 @@
 //!   `o (1 / sum)` is rounded once.
 //!
 //! A product of zeros adds nothing, so rows of other positions and of other queries share the tiles. Positions that no
-//! row of a tile sees read as zeros, whatever the cache holds there. A position that only some rows of a tile of 64
-//! (query, head) rows see meets a weight of zero in the others: an infinite or NaN value in it reaches them.
+//! row of a tile sees read as zeros, whatever the cache holds there; where a leaf that is cut for some row gives an
+//! infinity or NaN, its values are summed again for each row by itself. So nothing that a row does not see reaches it.
 //!
 //! `plain.cu` multiplies and adds fused in f32 over the same leaves, sums weights by a butterfly over the leaf, and
 //! divides.
