@@ -325,7 +325,7 @@ const ATTENTION: &[Mutant] = &[
         &MIXED,
         Class::Fragment,
         "values are not transposed",
-        &[("ldmatrix4_transposed(b, values +", "ldmatrix4(b, values +")],
+        &[("ldmatrix4_transposed(b, values + lane", "ldmatrix4(b, values + lane")],
     ),
     text(
         &MIXED,
