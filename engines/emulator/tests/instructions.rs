@@ -252,14 +252,13 @@ fn unknown_instructions_are_named() {
         ("call foo;", "calls"),
     ] {
         let error = load_error(&kernel("", &format!("    {line}")));
-        assert!(error.contains(part) && error.contains("ptx line 13"), "`{part}` is missing in: {error}");
+        assert!(error.contains(part) && error.contains("ptx line 14"), "`{part}` is missing in: {error}");
     }
 }
 
 #[test]
 fn bad_text_is_refused_with_its_line() {
     for (line, part) in [
-        ("add.s32 %r1, %r0", "`,` or `;` expected"),
         ("add.s32 %r1, %r99, %r0;", "special register `%r99`"),
         ("bra $nowhere;", "no such label"),
         ("@%r0 mov.u32 %r1, 0;", "`%r0` is no predicate"),
@@ -270,11 +269,14 @@ fn bad_text_is_refused_with_its_line() {
         (".frob;", "`.frob` is not known"),
     ] {
         let error = load_error(&kernel("", &format!("    {line}")));
-        assert!(error.contains(part) && error.contains("ptx line 13"), "`{part}` is missing in: {error}");
+        assert!(error.contains(part) && error.contains("ptx line 14"), "`{part}` is missing in: {error}");
     }
+    // What is missing shows at the next token.
+    let error = load_error(&kernel("", "    add.s32 %r1, %r0"));
+    assert!(error.contains("ptx line 15") && error.contains("`,` or `;` expected"), "{error}");
     assert!(load_error("hello").contains("ptx line 1"));
     assert!(load_error("").contains("not a PTX module"));
-    assert!(load_error(&kernel("", "")[..200]).contains("kernel without end"));
+    assert!(load_error(kernel("", "").trim_end().trim_end_matches('}')).contains("kernel without end"));
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("lathe.cuh", include_str!("lathe.cuh")),
     ("step.cuh", include_str!("step.cuh")),
     ("gemm.cuh", include_str!("../gemm/cuda/gemm.cuh")),
+    ("rms_norm.cuh", include_str!("../rms_norm/cuda/rms_norm.cuh")),
+    ("rope_append.cuh", include_str!("../rope_append/cuda/rope_append.cuh")),
 ];
 
 /// A device source and what it is specialised on: one module of a plan.

@@ -95,6 +95,18 @@ impl Rig {
         Ok(Some(Rig::new(Box::new(driver), arch)))
     }
 
+    /// What tests of kernels run on: the first GPU where `LATHE_RIG=gpu` says so, else the emulator, as [`Rig::emulator`].
+    ///
+    /// # Errors
+    /// As the two; no GPU where one is asked for.
+    pub fn chosen(check: bool) -> Result<Self> {
+        match std::env::var("LATHE_RIG").as_deref() {
+            Ok("gpu") => Self::gpu()?.context("LATHE_RIG=gpu: there is no GPU"),
+            Ok(other) => bail!("LATHE_RIG={other}: it is `gpu` or not set"),
+            Err(_) => Self::emulator(check),
+        }
+    }
+
     /// The device.
     pub fn info(&self) -> &DeviceInfo {
         self.driver.info()
@@ -165,7 +177,11 @@ impl Rig {
         Ok(host.bytes()[..len].to_vec())
     }
 
-    fn wait(&mut self) -> Result<()> {
+    /// Waits for everything that was submitted.
+    ///
+    /// # Errors
+    /// Faults of what was submitted.
+    pub fn wait(&mut self) -> Result<()> {
         let event = self.driver.record()?;
         Ok(self.driver.wait(event)?)
     }
@@ -248,8 +264,6 @@ impl Rig {
     /// # Errors
     /// Sources that do not compile, operands that are not there, what the driver refuses, and faults, with its report.
     pub fn run(&mut self, launches: &Launches, symbols: Symbols, operands: &Operands) -> Result<()> {
-        let stages: Vec<&Stage> = launches.stages.iter().filter(|s| s.when.holds(&symbols)).collect();
-        self.load(&stages)?;
         let mut outputs = operands.outputs.clone();
         for (i, workspace) in launches.workspaces.iter().enumerate() {
             let floats = u64::from(symbols.get(workspace.symbol)) * workspace.floats;
@@ -257,13 +271,24 @@ impl Rig {
             outputs.push(self.empty(&format!("workspace {i}"), len)?);
         }
         let workspaces = outputs[operands.outputs.len()..].to_vec();
-        self.launched.clear();
-        for stage in stages {
-            self.launch(stage, &symbols, operands, &outputs)
-                .with_context(|| format!("{}/{}", stage.source.name, stage.entry))?;
-        }
+        self.submit(launches, symbols, &Operands { outputs, ..operands.clone() })?;
         self.wait()?;
         workspaces.into_iter().try_for_each(|at| self.free(at))
+    }
+
+    /// As [`Rig::run`] without waiting; `operands.outputs` hold the workspaces as well. For graphs and measurements.
+    ///
+    /// # Errors
+    /// As [`Rig::run`], but for faults.
+    pub fn submit(&mut self, launches: &Launches, symbols: Symbols, operands: &Operands) -> Result<()> {
+        let stages: Vec<&Stage> = launches.stages.iter().filter(|s| s.when.holds(&symbols)).collect();
+        self.load(&stages)?;
+        self.launched.clear();
+        for stage in stages {
+            self.launch(stage, &symbols, operands, &operands.outputs)
+                .with_context(|| format!("{}/{}", stage.source.name, stage.entry))?;
+        }
+        Ok(())
     }
 
     /// What the last `run` launched: `source/entry`, in order.

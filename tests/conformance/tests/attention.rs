@@ -165,7 +165,7 @@ fn check(rig: &mut Rig, p: &Problem, parts: &[Part], setting: Setting) -> Result
 }
 
 fn against_the_reference(p: &Problem) -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     let [a, b, c] = [5, 50, 500].map(|seed| tokens(p, seed, 300));
     let long = tokens(p, 9, 1100);
     let decodes = [
@@ -229,7 +229,7 @@ fn plain_kernel_of_f32_and_mixed_types() -> Result<()> {
 }
 
 fn one_answer(p: &Problem) -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     let len = 300;
     let width = p.heads * p.head_dim;
     let (t, other) = (tokens(p, 5, len), tokens(p, 50, 260));
@@ -285,7 +285,7 @@ fn one_answer_for_f32() -> Result<()> {
 fn infinities_and_nan_reach_later_rows_only() -> Result<()> {
     for (head_dim, dtype) in [(64, DType::BF16), (256, DType::F16), (64, DType::F32)] {
         let p = problem(4, 2, head_dim, dtype);
-        let mut rig = Rig::emulator(true)?;
+        let mut rig = Rig::chosen(true)?;
         let (width, kv_width) = (4 * head_dim, 2 * head_dim);
         let mut t = tokens(&p, 5, 140);
         let want = step(&mut rig, &p, &[Part(&t, 0, 140)], PLAIN)?;
@@ -309,7 +309,7 @@ fn infinities_and_nan_reach_later_rows_only() -> Result<()> {
 #[test]
 fn steps_take_the_ways_they_should() -> Result<()> {
     let p = problem(4, 2, 64, DType::BF16);
-    let mut rig = Rig::emulator(false)?;
+    let mut rig = Rig::chosen(false)?;
     let t = tokens(&p, 5, 200);
     let mut ways = |parts: &[Part], setting| -> Result<Vec<String>> {
         step(&mut rig, &p, parts, setting)?;

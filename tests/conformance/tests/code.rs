@@ -7,6 +7,7 @@ use lathe_device::Symbol;
 use lathe_kernels::cuda::{Launches, Source, Stage};
 use lathe_kernels::embedding::cuda::TableLayout;
 use lathe_kernels::gemm::Epilogue;
+use lathe_kernels::gemm::cuda::{Fused, Tail};
 use lathe_kernels::{attention, embedding, gather_rows, gemm, rms_norm, rope_append, sampling, silu_mul};
 use lathe_numerics::DType;
 use lathe_nvrtc::{Compiled, EntryReport};
@@ -125,6 +126,17 @@ fn nodes(m: &Model, dtype: DType) -> Vec<Launches> {
         dtype,
         out: dtype,
     };
+    // Layers as their passes leave them: what stands before and behind a projection goes with it.
+    let with = |p: gemm::cuda::Problem, norm: bool, tail: Tail| {
+        gemm::cuda::fused_launches(&p, &Fused { norm: norm.then_some(1e-5), tail })
+    };
+    let fused = [
+        with(linear[0], true, Tail::RopeAppend(rope)),
+        with(gemm::cuda::Problem { out: dtype, ..linear[1] }, false, Tail::Add),
+        with(linear[2], true, Tail::None),
+        with(gemm::cuda::Problem { out: dtype, ..linear[3] }, false, Tail::Add),
+        with(linear[4], true, Tail::None),
+    ];
     let draw = sampling::cuda::Problem { vocab: m.vocab, max_batch: MAX_SEQS, max_rows: MAX_SEQS };
     let others = [
         embedding::cuda::launches(&table),
@@ -136,7 +148,7 @@ fn nodes(m: &Model, dtype: DType) -> Vec<Launches> {
         gather_rows::cuda::launches(&gather_rows::cuda::Problem { cols: m.hidden, dtype }),
         sampling::cuda::launches(&draw),
     ];
-    linear.iter().map(gemm::cuda::launches).chain(others).map(Result::unwrap).collect()
+    linear.iter().map(gemm::cuda::launches).chain(others).chain(fused).map(Result::unwrap).collect()
 }
 
 fn compile(nodes: &[Launches], arch: &str) -> Vec<(Source, Compiled)> {

@@ -12,7 +12,7 @@ const DRAWN: [i32; 3] = [31, -1, 5];
 
 #[test]
 fn rows_are_copied_whatever_the_layout() {
-    let mut rig = Rig::emulator(true).unwrap();
+    let mut rig = Rig::chosen(true).unwrap();
     let tokens = rig.i32s("tokens", &TOKENS).unwrap();
     let drawn = rig.i32s("drawn", &DRAWN).unwrap();
     let step = Symbols { tokens: TOKENS.len() as u32, sequences: 1, rows: 1, decode: false, sm_count: 4 };

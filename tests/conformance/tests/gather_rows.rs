@@ -7,7 +7,7 @@ use lathe_numerics::{DType, philox};
 
 #[test]
 fn rows_are_copied() {
-    let mut rig = Rig::emulator(true).unwrap();
+    let mut rig = Rig::chosen(true).unwrap();
     let picked = [4, 0, 2, 2, 6];
     let rows = rig.i32s("rows", &picked).unwrap();
     let step = Symbols { tokens: 7, sequences: 1, rows: picked.len() as u32, decode: false, sm_count: 4 };

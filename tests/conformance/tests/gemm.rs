@@ -167,7 +167,7 @@ fn same(want: &[f32], got: &[f32]) -> Result<()> {
 
 #[test]
 fn rows_have_one_answer_close_to_the_reference() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for dtype in DTYPES {
         for &(n, k) in WEIGHTS {
             // Deep weights are slow here; each kernel sees them once.
@@ -180,7 +180,7 @@ fn rows_have_one_answer_close_to_the_reference() -> Result<()> {
 
 #[test]
 fn results_and_biases_of_every_dtype() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for dtype in DTYPES {
         for out in DTYPES {
             for (n, k) in [(37, 50), (64, 1024)] {
@@ -194,7 +194,7 @@ fn results_and_biases_of_every_dtype() -> Result<()> {
 
 #[test]
 fn silu_mul_has_the_bits_of_its_parts() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for dtype in DTYPES {
         for (cols, k, bias) in
             [(1, 8, false), (16, 32, true), (23, 65, true), (64, 100, false), (70, 2048, false)]
@@ -230,7 +230,7 @@ fn silu_mul_has_the_bits_of_its_parts() -> Result<()> {
 
 #[test]
 fn a_residual_is_added_before_the_rounding() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for (dtype, n, k, bias) in [
         (DType::BF16, 48, 64, false),
         (DType::F16, 37, 50, true),
@@ -256,7 +256,7 @@ fn slices_are_folded_left() -> Result<()> {
     // Four slices that sum to 2^24, 1, 1, -2^24: folded left the ones vanish.
     let (n, k) = (64, 2048);
     assert_eq!(lathe_numerics::gemm_slices(n, k), 4);
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for dtype in DTYPES {
         let (mut x, mut w) = (vec![0.0; BATCH * k], vec![0.0; n * k]);
         for row in x.chunks_mut(k) {
@@ -275,7 +275,7 @@ fn slices_are_folded_left() -> Result<()> {
 #[test]
 fn nan_and_infinity_stay_in_their_rows() -> Result<()> {
     let (n, k) = (33, 40);
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for dtype in DTYPES {
         let clean = Case::new(&mut rig, problem(n, k, dtype))?;
         let mut x = clean.x.clone();
@@ -308,7 +308,7 @@ fn tiles_of_real_models_have_the_bits_of_small_ones() -> Result<()> {
             }
         }
     }
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     let m = 300;
     for slices in [1, 2, 4] {
         // Features and rows that end within a tile of every size.

@@ -43,7 +43,7 @@ fn documented(x: &[f32], w: &[f32], dtype: DType) -> Vec<f32> {
 
 #[test]
 fn norms_have_the_documented_bits() {
-    let mut rig = Rig::emulator(true).unwrap();
+    let mut rig = Rig::chosen(true).unwrap();
     for dtype in DTYPES {
         for h in WIDTHS {
             let rows = 3;
@@ -74,7 +74,7 @@ fn norms_have_the_documented_bits() {
 
 #[test]
 fn the_sum_is_rounded_first_and_may_replace_the_residual() {
-    let mut rig = Rig::emulator(true).unwrap();
+    let mut rig = Rig::chosen(true).unwrap();
     for dtype in DTYPES {
         for h in WIDTHS {
             let rows = 2;

@@ -159,7 +159,7 @@ fn check(rig: &mut Rig, p: &Problem, layer: u64) -> Result<()> {
 
 #[test]
 fn queries_and_cache_have_the_bits_of_the_cpu() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     let (b, h, f) = (DType::BF16, DType::F16, DType::F32);
     for (heads, kv_heads, head_dim, rotary_dim, dtype, kv_dtype) in [
         (4, 2, 64, 64, b, b),

@@ -189,7 +189,7 @@ struct Device {
 
 impl Device {
     fn new(check: bool) -> Self {
-        Device { rig: Rig::emulator(check).unwrap() }
+        Device { rig: Rig::chosen(check).unwrap() }
     }
 
     /// Checked, without launches that start early: the checker cannot tell whether several readers of a word, of whom

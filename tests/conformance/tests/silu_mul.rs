@@ -43,7 +43,7 @@ where
 #[test]
 fn products_have_the_bits_of_the_cpu() {
     const ROWS: usize = 3;
-    let mut rig = Rig::emulator(true).unwrap();
+    let mut rig = Rig::chosen(true).unwrap();
     let step = Symbols { tokens: ROWS as u32, sequences: 1, rows: 1, decode: false, sm_count: 4 };
     for dtype in [DType::BF16, DType::F16, DType::F32] {
         for (cols, stride) in [(1, 1), (31, 62), (611, 611), (640, 1280), (1100, 1102)] {

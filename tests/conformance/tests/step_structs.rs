@@ -62,7 +62,7 @@ fn device_and_host_agree() {
         args: vec![Arg::Output(0)],
         cost: Cost::default(),
     };
-    let mut rig = Rig::emulator(true).unwrap();
+    let mut rig = Rig::chosen(true).unwrap();
     let out = rig.empty("offsets", 4 * want.len()).unwrap();
     let launches = Launches { stages: vec![stage], workspaces: vec![] };
     let symbols = Symbols { tokens: 1, sequences: 1, rows: 1, decode: true, sm_count: 1 };

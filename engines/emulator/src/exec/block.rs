@@ -225,7 +225,7 @@ impl<'l, B: BlockMonitor> Block<'l, B> {
                 (0..self.n_warps).map(|i| (turn + i) % self.n_warps).find(|i| ready(&self.scratch.warps[*i]))
             };
             let Some(w) = w else { return self.standstill() };
-            turn = w + 1;
+            turn = w;
             let quantum = match &mut self.chance {
                 Some(rng) => rng.random_range(1..=32),
                 None => u64::MAX,

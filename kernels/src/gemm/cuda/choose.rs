@@ -57,7 +57,7 @@ pub struct Tile {
 /// Shared memory of a block that every supported architecture grants (99 KiB on sm_86, sm_89 and sm_120).
 pub const MAX_SHARED: usize = 99 * 1024;
 /// Ring of a block: two blocks fit an A100's multiprocessor, three an H200's.
-const RING: usize = 72 * 1024;
+pub(super) const RING: usize = 72 * 1024;
 /// Ring of a block that has its multiprocessor to itself and must keep more under way.
 const LONE_RING: usize = 96 * 1024;
 /// Bytes of a stage: larger ones leave too few stages.
@@ -97,7 +97,7 @@ pub fn choose(p: &Problem) -> Vec<Config> {
 }
 
 /// The tile for up to `most` rows: the cheapest by the model, of those within 3 % the one with the fewest features.
-fn tile(p: &Problem, most: usize) -> Tile {
+pub(super) fn tile(p: &Problem, most: usize) -> Tile {
     let rows = stored_rows(p.n, p.epilogue);
     let widest = rows.next_power_of_two().clamp(16, 128);
     let narrowest = if p.epilogue == Epilogue::SiluMul { 32 } else { 16 };
@@ -132,7 +132,8 @@ fn picoseconds(rows: usize, k: usize, most: usize, features: usize, tokens: usiz
     memory.max(cache).max(mma) * MULTIPROCESSORS.max(blocks) / blocks.max(1)
 }
 
-fn detail(rows: usize, k: usize, most: usize, features: usize, tokens: usize) -> Tile {
+/// The rest of a tile, given its sides.
+pub(super) fn detail(rows: usize, k: usize, most: usize, features: usize, tokens: usize) -> Tile {
     let slices = gemm_slices(rows, k);
     let bytes = |parallel: usize, depth: usize| parallel * (features + tokens) * depth * 2;
     let parallel = if bytes(slices, 32) <= PARALLEL_STAGE { slices } else { 1 };
@@ -175,6 +176,12 @@ impl Tile {
         self.ring_bytes().max(self.pass_bytes(self.pass_tokens()))
     }
 
+    /// The same with `held` bytes of x behind a ring of weights alone.
+    pub(super) fn shared_bytes_holding(&self, held: usize) -> usize {
+        let ring = self.stages * self.parallel * self.features * self.depth * 2;
+        (ring + held).max(self.pass_bytes(self.pass_tokens()))
+    }
+
     /// Tokens whose finished sums are in shared memory at once.
     pub fn pass_tokens(&self) -> usize {
         let mut tokens = self.tokens;
@@ -197,6 +204,11 @@ impl Tile {
     /// # Errors
     /// `Unsupported` with what does not hold.
     pub fn check(&self, p: &Problem) -> Result<(), KernelError> {
+        self.check_with(p, self.shared_bytes())
+    }
+
+    /// The same for a block of so much shared memory.
+    pub(super) fn check_with(&self, p: &Problem, shared_bytes: usize) -> Result<(), KernelError> {
         let no =
             |what: &str| Err(KernelError::Unsupported { kernel: NAME, what: format!("{self:?}: {what}") });
         let powers =
@@ -229,7 +241,7 @@ impl Tile {
         if self.slices > 1 && !(p.k / self.slices).is_multiple_of(self.depth) {
             return no("a stage lies in one slice");
         }
-        if self.threads() > 1024 || self.shared_bytes() > MAX_SHARED {
+        if self.threads() > 1024 || shared_bytes > MAX_SHARED {
             return no("a block has 1,024 threads and 99 KiB of shared memory at most");
         }
         Ok(())

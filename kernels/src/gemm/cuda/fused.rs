@@ -1,13 +1,13 @@
 //! A GEMM with what stands before and behind it in a decoder layer: an RMS norm of x; a residual, or rotary embedding
 //! and KV append.
 //!
-//! Rounding points are those of the separate kernels, and so are the bits: normed rows are rounded to x's dtype, the
-//! projection stays in f32.
+//! Few rows are one launch (`few.rs`), more are the separate kernels one after another. Rounding points are those of the
+//! separate kernels, and so are the bits: normed rows are rounded to x's dtype, the projection stays in f32.
 
-use lathe_device::{Arg, Symbol};
+use lathe_device::{Arg, Symbol, When};
 use lathe_numerics::DType;
 
-use super::{Epilogue, Problem, add_launches, launches};
+use super::{Epilogue, Problem, add_launches, few, launches};
 use crate::cuda::{Launches, Workspace};
 use crate::error::KernelError;
 use crate::{rms_norm, rope_append};
@@ -67,7 +67,16 @@ pub fn fused_launches(p: &Problem, f: &Fused) -> Result<Launches, KernelError> {
             chain.push(rope_append::cuda::launches(&rope)?, &inputs, Arg::Output(0));
         }
     }
-    Ok(chain.0)
+    let few = few::stages(p, f)?;
+    let most = few.last().map_or(0, |(max, _)| *max);
+    let mut all =
+        Launches { stages: few.into_iter().map(|(_, stage)| stage).collect(), ..Launches::default() };
+    if most < p.max_m {
+        chain.begin_at(p, most + 1);
+        all.stages.extend(chain.0.stages);
+        all.workspaces = chain.0.workspaces;
+    }
+    Ok(all)
 }
 
 /// Launches one after another that hand rows on in workspace.
@@ -79,6 +88,21 @@ impl Chain {
     fn workspace(&mut self, symbol: Symbol, floats: usize) -> Arg {
         self.0.workspaces.push(Workspace { symbol, floats: floats as u64 });
         Arg::Output(self.0.workspaces.len() as u32)
+    }
+
+    /// Leaves steps of fewer than `first` rows to others.
+    fn begin_at(&mut self, p: &Problem, first: u32) {
+        if first == 1 {
+            return;
+        }
+        self.0.stages.retain_mut(|stage| {
+            let (min, max) = match stage.when {
+                When::Range { min, max, .. } => (min.max(first), max),
+                _ => (first, p.max_m),
+            };
+            stage.when = When::Range { symbol: p.m, min, max };
+            min <= max
+        });
     }
 
     /// Puts launches behind the others, with these operands.

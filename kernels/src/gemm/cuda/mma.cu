@@ -3,8 +3,15 @@
 // different warps at once (PARALLEL == SLICES) or by the same warps in turn (PARALLEL == 1).
 // Macros beside gemm.cuh's: ELEMENT, K, SLICES, PARALLEL, TILE_FEATURES, TILE_TOKENS, WARP_FEATURES, WARP_TOKENS,
 // DEPTH (of a stage), STAGES, PASS_TOKENS (whose sums shared memory holds at once), GROUP (see tile_of_block), MIN_BLOCKS
-// (per multiprocessor).
+// (per multiprocessor); HELD_ROWS (rows of x that a block norms and holds whole, or 0) with NORM_THREADS of the norm's
+// own kernel; ROPE where a tile is rotated and stored as rope_append does, with its header's macros.
 #include "gemm.cuh"
+#if HELD_ROWS
+#include "rms_norm.cuh"
+#endif
+#if ROPE
+#include "rope_append.cuh"
+#endif
 
 namespace lathe {
 
@@ -36,8 +43,16 @@ struct Weights {
     int tile;
 
     static __device__ constexpr int tile_of(int chunk) { return chunk / RUN % TILES; }
+    // Where a tile of the block lies, in tiles from its first: with rotation the second half is half a head on.
+    static __device__ constexpr int place(int tile) {
+#if ROPE
+        return tile % (TILES / 2) + tile / (TILES / 2) * (HEAD_DIM / 32);
+#else
+        return tile;
+#endif
+    }
     static __device__ constexpr u64 offset(int chunk) {
-        return u64(tile_of(chunk)) * ALL_DEEP * 512 + chunk / RUN / TILES * (SLICE_K / 16 * 512) + chunk % RUN * 16;
+        return u64(place(tile_of(chunk))) * ALL_DEEP * 512 + chunk / RUN / TILES * (SLICE_K / 16 * 512) + chunk % RUN * 16;
     }
 
     __device__ __forceinline__ Weights(const u8* base, int feature)
@@ -62,6 +77,110 @@ struct Weights {
     }
 };
 
+#if HELD_ROWS
+// x whole and normed: HELD_ROWS rows behind the ring, swizzled like a stage's, then the sums of squares. What a thread
+// copies it also norms.
+struct Rows {
+    enum : int { WIDE = K / 8, WARPS = THREADS / 32, ROW_WARPS = NORM_THREADS / 32, STAGE_BYTES = 0 };
+    // Chunks of a row that a thread takes: a warp stands for every WARPS-th of the norm's own kernel.
+    enum : int { TURNS = (ROW_WARPS + WARPS - 1) / WARPS, RUNS = (WIDE + NORM_THREADS - 1) / NORM_THREADS };
+    enum : int { TOGETHER = HELD_ROWS < 8 ? HELD_ROWS : 8 };
+    static_assert(K % PAIR == 0 && power_of_two(HELD_ROWS) && HELD_ROWS <= TILE_TOKENS, "swizzling stays in a row");
+
+    __device__ __forceinline__ Rows(const ELEMENT*, int, int) {}
+    __device__ __forceinline__ void copy(u32, int) const {}
+
+    static __device__ __forceinline__ u32 place(int row, int wide) {
+        int turn = WIDE % 8 == 4 ? row / 2 % 4 : row % 8;
+        return (row * WIDE + (wide ^ turn)) * 16;
+    }
+    static __device__ __forceinline__ int warp_of(int turn) { return turn * WARPS + threadIdx.x / 32; }
+    static __device__ __forceinline__ int chunk(int turn, int run) {
+        return run * NORM_THREADS + warp_of(turn) * 32 + threadIdx.x % 32;
+    }
+    static __device__ __forceinline__ bool exists(int turn, int run) {
+        return warp_of(turn) < ROW_WARPS && chunk(turn, run) < WIDE;
+    }
+    template <class F>
+    static __device__ __forceinline__ void for_each_chunk(F f) {
+#pragma unroll
+        for (int turn = 0; turn < TURNS; ++turn)
+#pragma unroll
+            for (int run = 0; run < RUNS; ++run)
+                if (exists(turn, run)) f(turn, run, chunk(turn, run));
+    }
+
+    using Run = Vec<ELEMENT, 8>;
+    using Share = Run[TURNS][RUNS];
+    static __device__ __forceinline__ void load_weight(Share& share, const ELEMENT* weight) {
+        for_each_chunk([&](int turn, int run, int chunk) {
+            share[turn][run] = *reinterpret_cast<const Run*>(weight + chunk * 8);
+        });
+    }
+
+    // Rows past the last become zeros.
+    static __device__ __forceinline__ void hold(u32 held, const ELEMENT* x, int left) {
+#pragma unroll 1
+        for (int row = 0; row < HELD_ROWS; ++row)
+            for_each_chunk([&](int, int, int chunk) {
+                cp_async16(held + place(row, chunk), x + u64(row) * K + chunk * 8, row < left);
+            });
+    }
+
+    static __device__ __forceinline__ void norm(u8* held, const Share& weight, float eps) {
+        float* partial = reinterpret_cast<float*>(held + HELD_ROWS * K * 2);
+        int lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int first = 0; first < HELD_ROWS; first += TOGETHER) {
+#pragma unroll 1
+            for (int turn = 0; turn < TURNS; ++turn) {
+                float sums[TOGETHER] = {};
+#pragma unroll
+                for (int run = 0; run < RUNS; ++run) {
+                    if (!exists(turn, run)) continue;
+#pragma unroll
+                    for (int i = 0; i < TOGETHER; ++i) {
+                        Run x = *reinterpret_cast<const Run*>(held + place(first + i, chunk(turn, run)));
+                        sums[i] = add_squares(sums[i], x.at);
+                    }
+                }
+                warp_sums(sums);
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i)
+                    if (lane == 0 && warp_of(turn) < ROW_WARPS) partial[(first + i) * ROW_WARPS + warp_of(turn)] = sums[i];
+            }
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int first = 0; first < HELD_ROWS; first += TOGETHER) {
+            float inverse[TOGETHER];
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i)
+                inverse[i] = lane < ROW_WARPS ? partial[(first + i) * ROW_WARPS + lane] : 0.0f;
+            warp_sums(inverse);
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) inverse[i] = inverse_rms(inverse[i], K, eps);
+            for_each_chunk([&](int turn, int run, int chunk) {
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i) {
+                    Run* at = reinterpret_cast<Run*>(held + place(first + i, chunk));
+                    Run y = *at;
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) y.at[j] = normed(y.at[j], inverse[i], weight[turn][run].at[j]);
+                    *at = y;
+                }
+            });
+        }
+    }
+
+    // As below; tokens past the held ones read some held row, their sums are dropped.
+    static __device__ __forceinline__ void fragments(u32 (&b)[4], u32 held, int slice, int column, int first, int t,
+                                                     int pair, int lane) {
+        int row = (first + t * 8 + lane % 8) % HELD_ROWS;
+        ldmatrix4(b, held + place(row, (slice * SLICE_K + column) / 8 + pair * 4 + lane / 8));
+    }
+};
+#else
 // x, row-major: a stage holds TILE_TOKENS rows of DEPTH elements per slice, 16-byte chunks swizzled by row so that eight
 // rows of one chunk lie in different banks.
 struct Rows {
@@ -107,11 +226,12 @@ struct Rows {
     }
 
     // B fragments of 8 tokens and 32 columns: two of them.
-    static __device__ __forceinline__ void fragments(u32 (&b)[4], u32 stage, int slice, int first, int t, int pair,
-                                                     int lane) {
+    static __device__ __forceinline__ void fragments(u32 (&b)[4], u32 stage, int slice, int, int first, int t,
+                                                     int pair, int lane) {
         ldmatrix4(b, stage + place(slice * TILE_TOKENS + first + lane % 8, pair * 4 + lane / 8) + t * (8 * WIDE * 16));
     }
 };
+#endif
 
 using Sums = float[FRAGMENTS_F][FRAGMENTS_T][4];
 
@@ -132,13 +252,13 @@ struct Warp {
     int lane, slice, feature, token;
 };
 
-__device__ __forceinline__ void multiply(Sums& sums, const Warp& w, u32 weights, u32 rows, int pairs) {
+__device__ __forceinline__ void multiply(Sums& sums, const Warp& w, u32 weights, u32 rows, int column, int pairs) {
 #pragma unroll
     for (int pair = 0; pair < DEPTH / PAIR; ++pair) {
         if (K % DEPTH != 0 && pair >= pairs) break;
         u32 b[FRAGMENTS_T][4];
 #pragma unroll
-        for (int t = 0; t < FRAGMENTS_T; ++t) Rows::fragments(b[t], rows, w.slice, w.token, t, pair, w.lane);
+        for (int t = 0; t < FRAGMENTS_T; ++t) Rows::fragments(b[t], rows, w.slice, column, w.token, t, pair, w.lane);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -155,8 +275,58 @@ __device__ __forceinline__ void multiply(Sums& sums, const Warp& w, u32 weights,
     }
 }
 
+#if ROPE
+// Where rotated queries, keys and values go, and what says so.
+struct Heads {
+    OUT* q;
+    const int* positions;
+    const float* table;
+    u8* cache;
+    const int* row_sequence;
+    const Sequence* sequences;
+    const int* blocks;
+};
+
+// A tile of whole pairs of a head, the second elements behind the first; see gemm.cuh.
+template <class, int TILE, int TOKENS, int STRIDE, int>
+__device__ __forceinline__ void finish(const float* sums, int token0, int first, int m, const float* bias, const OUT*,
+                                       const Heads& to) {
+    constexpr int WIDTH = TILE / 2, VECS = WIDTH / 4, HALF = HEAD_DIM / 2;
+    static_assert(ROWS % HEAD_DIM == 0 && HALF % WIDTH == 0 && WIDTH % 16 == 0, "a tile lies in one head");
+    int head = first / HEAD_DIM;
+    for (int i = threadIdx.x; i < TOKENS * VECS; i += THREADS) {
+        int token = i / VECS, column = i % VECS * 4, row = token0 + token, at = first % HEAD_DIM + column;
+        if (row >= m) continue;
+        float y[4], z[4];
+        sums4(y, sums + token * STRIDE, column, first, bias);
+        sums4(z, sums + token * STRIDE, WIDTH + column, first + HALF - WIDTH, bias);
+        if (head < HEADS + KV_HEADS) {
+            const float* turns = to.table + u64(to.positions[row]) * HEAD_DIM + at;
+            rotate(y, z, turns, turns + HALF);
+        }
+        if (head < HEADS) {
+            OUT* q = to.q + (u64(row) * HEADS + head) * HEAD_DIM + at;
+            store4(q, y);
+            store4(q + HALF, z);
+        } else {
+            append(to.cache, row, head, at, at + HALF, y, z, to.row_sequence, to.sequences, to.blocks);
+        }
+    }
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    gemm(const ELEMENT* x, const u8* weight, const float* bias, const OUT* residual, OUT* out, int m) {
+    gemm(const ELEMENT* x, const u8* weight, const float* bias, const OUT* residual, OUT* y, int m
+#if HELD_ROWS
+         ,
+         const ELEMENT* norm_weight, float eps
+#endif
+#if ROPE
+         ,
+         const int* positions, const float* table, u8* cache, const int* row_sequence, const Sequence* sequences,
+         const int* blocks
+#endif
+    ) {
     extern __shared__ __align__(128) u8 shared[];
     constexpr int STAGE_BYTES = Weights::STAGE_BYTES + Rows::STAGE_BYTES;
     // Four floats of padding: the lanes of a fragment's store hit different banks.
@@ -164,6 +334,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 
     let_next_start();
     Tile tile = tile_of_block<TILE_FEATURES, TILE_TOKENS, GROUP>(blockIdx.x, m);
+#if ROPE
+    tile.feature = tile.feature / HEAD_DIM * HEAD_DIM + tile.feature % HEAD_DIM / 2;
+    Heads out = {y, positions, table, cache, row_sequence, sequences, blocks};
+#else
+    OUT* out = y;
+#endif
     Weights weights(weight, tile.feature);
     Rows rows(x, tile.token, m);
     Warp w;
@@ -178,12 +354,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i)
         if (i < STEPS) weights.copy(ring + i * STAGE_BYTES, i * DEPTH);
+#if HELD_ROWS
+    Rows::Share norm;
+    Rows::load_weight(norm, norm_weight);
+#endif
     wait_for_previous();
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i) {
         if (i < STEPS) rows.copy(ring + i * STAGE_BYTES + Weights::STAGE_BYTES, i * DEPTH);
         cp_async_commit();
     }
+
+#if HELD_ROWS
+    u8* held = shared + STAGES * STAGE_BYTES;
+    Rows::hold(shared_address(held), x + u64(tile.token) * K, m - tile.token);
+    cp_async_commit();
+    cp_async_wait<0>();
+    Rows::norm(held, norm, eps);
+#endif
 
     Sums sums, total;
     // Adding to -0 keeps every bit of the first slice, 0 would turn its -0 into 0.
@@ -205,7 +393,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             cp_async_commit();
             write = write == (STAGES - 1) * STAGE_BYTES ? 0 : write + STAGE_BYTES;
             int pairs = i + 1 < STEPS ? DEPTH / PAIR : (LAST_DEPTH + PAIR - 1) / PAIR;
-            multiply(sums, w, ring + read, ring + read + Weights::STAGE_BYTES, pairs);
+#if HELD_ROWS
+            multiply(sums, w, ring + read, ring + STAGES * STAGE_BYTES, i * DEPTH, pairs);
+#else
+            multiply(sums, w, ring + read, ring + read + Weights::STAGE_BYTES, i * DEPTH, pairs);
+#endif
             read = read == (STAGES - 1) * STAGE_BYTES ? 0 : read + STAGE_BYTES;
         }
         for_each_sum([&](int f, int t, int j) { total[f][t][j] = add(total[f][t][j], sums[f][t][j]); });

@@ -5,6 +5,7 @@
 //! Order: `numerics::gemm_slices(stored rows, k)` slices of K, each from zero in f32 over ascending k, by `mma.m16n8k16`
 //! with features as rows and tokens as columns (f32: by fused multiply-adds); slices folded left; bias; epilogue; one
 //! rounding. Which launch does a row, and what stands beside it, does not enter.
+//! For few rows what stands before and behind is part of the launch (`few.rs`); the bits are those of separate ones.
 //! Device code: `gemm.cuh` has the epilogues, `mma.cu` and `f32.cu` what makes the sums. How weights become fragments is
 //! one struct of `mma.cu`.
 
@@ -15,9 +16,11 @@ use lathe_numerics::contract::gemm_slices;
 use super::{Epilogue, stored_rows};
 use crate::cuda::{Cost, Launches, Source, Stage, element, mma16};
 use crate::error::{KernelError, at_least, at_most, product};
+use crate::rms_norm;
 use crate::view::float;
 
 mod choose;
+mod few;
 mod fused;
 #[cfg(test)]
 mod tests;
@@ -98,8 +101,13 @@ fn build(p: &Problem, configs: &[Config], residual: bool) -> Result<Launches, Ke
         let what = format!("silu_mul of {} features; gate and up need an even number", p.n);
         return Err(KernelError::Unsupported { kernel: NAME, what });
     }
-    let stages = configs.iter().map(|c| stage(p, c, residual)).collect::<Result<_, _>>()?;
+    let stages = configs.iter().map(|c| stage(p, c, residual, 0)).collect::<Result<_, _>>()?;
     Ok(Launches { stages, workspaces: vec![] })
+}
+
+/// Bytes of `rows` whole rows of x in shared memory, with sums of squares for each warp of the norm's own kernel.
+fn held_bytes(p: &Problem, rows: usize) -> usize {
+    rows * (p.k * p.dtype.size() + rms_norm::cuda::threads(p.k) / 32 * size_of::<f32>())
 }
 
 fn columns(p: &Problem) -> usize {
@@ -109,7 +117,7 @@ fn columns(p: &Problem) -> usize {
     }
 }
 
-fn stage(p: &Problem, config: &Config, residual: bool) -> Result<Stage, KernelError> {
+fn stage(p: &Problem, config: &Config, residual: bool, held_rows: usize) -> Result<Stage, KernelError> {
     let rows = stored_rows(p.n, p.epilogue);
     let epilogue = match (p.epilogue, residual) {
         (Epilogue::SiluMul, _) => "SiluMul",
@@ -134,11 +142,16 @@ fn stage(p: &Problem, config: &Config, residual: bool) -> Result<Stage, KernelEr
             return Err(KernelError::Unsupported { kernel: NAME, what });
         }
         Body::Mma(t) => {
-            t.check(p)?;
+            let shared = match held_rows {
+                0 => t.shared_bytes(),
+                rows => t.shared_bytes_holding(held_bytes(p, rows)),
+            };
+            t.check_with(p, shared)?;
             defines.extend([
                 ("DEPTH", t.depth.to_string()),
                 ("ELEMENT", element(p.dtype).into()),
                 ("GROUP", t.group.to_string()),
+                ("HELD_ROWS", held_rows.to_string()),
                 ("MIN_BLOCKS", t.min_blocks.to_string()),
                 ("PASS_TOKENS", t.pass_tokens().to_string()),
                 ("PARALLEL", t.parallel.to_string()),
@@ -148,7 +161,7 @@ fn stage(p: &Problem, config: &Config, residual: bool) -> Result<Stage, KernelEr
                 ("WARP_FEATURES", t.warp_features.to_string()),
                 ("WARP_TOKENS", t.warp_tokens.to_string()),
             ]);
-            (MMA, t.features, t.tokens, t.threads(), t.shared_bytes())
+            (MMA, t.features, t.tokens, t.threads(), shared)
         }
         Body::Fma(per_thread) => {
             defines.push(("PER_THREAD", per_thread.to_string()));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cuda::HEADERS;
+use crate::rope_append;
 
 const P: Problem = Problem {
     m: Symbol::Tokens,
@@ -86,6 +87,79 @@ fn every_macro_is_used() {
         for (name, _) in &stage.source.defines {
             let words = |line: &&'static str| line.split(|c: char| !c.is_alphanumeric() && c != '_');
             assert!(code.iter().flat_map(words).any(|word| word == *name), "{dtype}: {name} is not used");
+        }
+    }
+}
+
+/// The qkv projection of a layer with its norm and rotation.
+fn qkv(k: usize, head_dim: usize, rotary_dim: usize) -> (Problem, Fused) {
+    let rope = rope_append::cuda::Problem {
+        heads: 32,
+        kv_heads: 8,
+        head_dim,
+        rotary_dim,
+        dtype: DType::BF16,
+        kv_dtype: DType::BF16,
+        block: 32,
+        block_bytes: 1 << 22,
+    };
+    (Problem { n: 48 * head_dim, k, ..P }, Fused { norm: Some(1e-5), tail: Tail::RopeAppend(rope) })
+}
+
+/// Largest row counts of the launches that do all at once.
+fn few_rows((p, f): (Problem, Fused)) -> Vec<u32> {
+    few::stages(&p, &f).unwrap().iter().map(|(max, _)| *max).collect()
+}
+
+#[test]
+fn as_many_rows_are_one_launch_as_shared_memory_holds() {
+    assert_eq!(few_rows(qkv(1024, 128, 128)), [8, 16, 32]);
+    assert_eq!(few_rows(qkv(2048, 64, 64)), [8, 16]);
+    assert_eq!(few_rows(qkv(4096, 128, 128)), [4, 8]);
+    assert_eq!(few_rows(qkv(8192, 128, 128)), [4]);
+    for whole in [qkv(4096, 80, 80), qkv(4096, 128, 64), qkv(4104, 128, 128)] {
+        assert_eq!(few_rows(whole), [0; 0]);
+    }
+    let (p, f) = qkv(4096, 128, 128);
+    assert_eq!(few_rows((Problem { dtype: DType::F32, ..p }, f)), [0; 0]);
+    assert_eq!(few_rows((Problem { max_m: 3, ..p }, f)), [3]);
+    assert_eq!(few_rows((p, Fused { norm: None, ..f })), [8, 16, 32]);
+    // In place, x may be the residual.
+    assert_eq!(few_rows((p, Fused { tail: Tail::Add, ..f })), [0; 0]);
+}
+
+#[test]
+fn every_row_count_has_its_launches() {
+    let (p, f) = qkv(4096, 128, 128);
+    for (max_m, m, n) in [(2048, 4, 1), (2048, 5, 1), (2048, 8, 1), (2048, 9, 3), (2048, 2048, 3), (8, 8, 1)]
+    {
+        let all = fused_launches(&Problem { max_m, ..p }, &f).unwrap();
+        let holds = |s: &&Stage| match s.when {
+            When::Range { min, max, .. } => (min..=max).contains(&m),
+            _ => true,
+        };
+        assert_eq!(all.stages.iter().filter(holds).count(), n, "{m} of {max_m}");
+        assert_eq!(all.workspaces.len(), if max_m > 8 { 2 } else { 0 });
+    }
+    let stage = &fused_launches(&Problem { bias: true, ..p }, &f).unwrap().stages[0];
+    let inputs: Vec<&Arg> = stage.args.iter().filter(|a| matches!(a, Arg::Input(_))).collect();
+    let order = [0, 2, 3, 1, 4, 5, 6].map(Arg::Input);
+    assert_eq!(inputs, order.iter().collect::<Vec<_>>());
+    assert_eq!((define(stage, "HELD_ROWS"), define(stage, "NORM_THREADS")), ("4", "512"));
+    // x, q, keys and values, and a row of the rotation's table; no sums.
+    assert_eq!(stage.cost.row_bytes, 2 * 4096 + 2 * 48 * 128 + 4 * 128);
+    assert!(fused_launches(&Problem { epilogue: Epilogue::SiluMul, ..p }, &f).is_err());
+}
+
+#[test]
+fn rings_of_held_rows_keep_enough_bytes_under_way() {
+    // Two such blocks fit a multiprocessor of a large device, and twice this is what it needs (choose.rs).
+    for k in [1024, 2048, 4096, 5120, 8192] {
+        for (max, stage) in few::stages(&qkv(k, 128, 128).0, &qkv(k, 128, 128).1).unwrap() {
+            let number = |name| define(&stage, name).parse::<usize>().unwrap();
+            let stages = number("STAGES") - 1;
+            let bytes = stages * number("PARALLEL") * number("TILE_FEATURES") * number("DEPTH") * 2;
+            assert!(bytes >= 20 << 10 && stage.shared_bytes as usize <= MAX_SHARED, "{k}, {max}: {bytes}");
         }
     }
 }

@@ -1,6 +1,6 @@
 // y = x / sqrt(mean(x^2) + eps) * w per row, alone or after a residual add; see mod.rs for the order of summation.
 // Macros: ELEMENT; H elements per row; THREADS of the block; VEC, a power of two that divides H, at most 8.
-#include "lathe.cuh"
+#include "rms_norm.cuh"
 using namespace lathe;
 
 constexpr int CHUNK = 8;
@@ -31,12 +31,6 @@ __device__ __forceinline__ void store(T* row, int start, const T (&x)[CHUNK]) {
     }
 }
 
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) x = add(x, __shfl_xor_sync(~0u, x, distance));
-    return x;
-}
-
 // The block's sum, the same bits in every thread.
 __device__ __forceinline__ float block_sum(float x) {
     __shared__ float partial[32];
@@ -58,20 +52,13 @@ __device__ __forceinline__ void norm(const ELEMENT (&x)[PER_THREAD][CHUNK], cons
                                      float eps, ELEMENT* out) {
     float sum = 0.0f;
 #pragma unroll
-    for (int c = 0; c < PER_THREAD; c++)
-#pragma unroll
-        for (int i = 0; i < CHUNK; i++) {
-            float v = to_f32(x[c][i]);
-            sum = add(sum, mul(v, v));
-        }
-    float mean = __fdiv_rn(block_sum(sum), float(H));
-    float inv = __fdiv_rn(1.0f, __fsqrt_rn(add(mean, eps)));
+    for (int c = 0; c < PER_THREAD; c++) sum = add_squares(sum, x[c]);
+    float inverse = inverse_rms(block_sum(sum), H, eps);
 #pragma unroll
     for (int c = 0; c < PER_THREAD; c++) {
         ELEMENT y[CHUNK];
 #pragma unroll
-        for (int i = 0; i < CHUNK; i++)
-            y[i] = from_f32<ELEMENT>(mul(mul(to_f32(x[c][i]), inv), to_f32(w[c][i])));
+        for (int i = 0; i < CHUNK; i++) y[i] = normed(x[c][i], inverse, w[c][i]);
         store(out, chunk_start(c), y);
     }
 }

@@ -16,7 +16,7 @@ const TEXT: &str = include_str!("kernel.cu");
 const RUN: usize = 8;
 const MAX_THREADS: usize = 512;
 /// Longest row whose elements fit the registers of a block.
-const MAX_H: usize = 4 * RUN * MAX_THREADS;
+pub(crate) const MAX_H: usize = 4 * RUN * MAX_THREADS;
 
 /// A norm over rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,7 +52,7 @@ pub fn add_launches(p: &NormProblem) -> Result<Launches, KernelError> {
 }
 
 /// Threads of a block: one per run, whole warps, as many as hold the row in registers.
-fn threads(h: usize) -> usize {
+pub(crate) fn threads(h: usize) -> usize {
     h.div_ceil(RUN).next_multiple_of(32).min(MAX_THREADS)
 }
 

@@ -2,8 +2,7 @@
 // over y. Unfused f32 and one rounding, the bits of the CPU's kernel.
 // Macros: ELEMENT of q, KV_ELEMENT; HEADS, KV_HEADS, HEAD_DIM, ROTARY; BLOCK positions of BLOCK_BYTES bytes over all
 // layers; VEC, 1, 2 or 4: 2 VEC divides HEAD_DIM and ROTARY.
-#include "lathe.cuh"
-#include "step.cuh"
+#include "rope_append.cuh"
 using namespace lathe;
 
 constexpr int THREADS = 128;
@@ -11,14 +10,6 @@ constexpr int THREADS = 128;
 constexpr int SLOTS = HEAD_DIM / (2 * VEC);
 constexpr int ROTATING = ROTARY / (2 * VEC);
 constexpr int ALL_HEADS = HEADS + 2 * KV_HEADS;
-
-template <class T>
-__device__ __forceinline__ void store(T* to, const float (&x)[VEC]) {
-    Vec<T, VEC> y;
-#pragma unroll
-    for (int i = 0; i < VEC; i++) y.at[i] = from_f32<T>(x[i]);
-    *reinterpret_cast<Vec<T, VEC>*>(to) = y;
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     rope_append(const float* qkv, const int* positions, const float* table, u8* cache, ELEMENT* q,
@@ -40,28 +31,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < VEC; i++) y[i] = a.at[i], z[i] = b.at[i];
     if (rotates) {
         const float* turns = table + u64(positions[row]) * ROTARY;
-        auto c = *reinterpret_cast<const Vec<float, VEC>*>(turns + first);
-        auto s = *reinterpret_cast<const Vec<float, VEC>*>(turns + second);
-#pragma unroll
-        for (int i = 0; i < VEC; i++) {
-            y[i] = __fsub_rn(mul(a.at[i], c.at[i]), mul(b.at[i], s.at[i]));
-            z[i] = add(mul(b.at[i], c.at[i]), mul(a.at[i], s.at[i]));
-        }
+        rotate(y, z, turns + first, turns + second);
     }
     if (head < HEADS) {
         ELEMENT* to = q + (u64(row) * HEADS + head) * HEAD_DIM;
-        store(to + first, y);
-        store(to + second, z);
+        store_run(to + first, y);
+        store_run(to + second, z);
         return;
     }
-    int index = row_sequence[row];
-    if (index < 0) return;
-    Sequence sequence = sequences[index];
-    int position = sequence.kv_len - sequence.q_len + row - sequence.q_start;
-    u64 block = blocks[sequence.blocks_start + position / BLOCK];
-    // K's heads, then V's.
-    KV_ELEMENT* to = reinterpret_cast<KV_ELEMENT*>(cache + block * BLOCK_BYTES) +
-                     ((head - HEADS) * BLOCK + position % BLOCK) * HEAD_DIM;
-    store(to + first, y);
-    store(to + second, z);
+    append(cache, row, head, first, second, y, z, row_sequence, sequences, blocks);
 }
