@@ -83,8 +83,8 @@ fn tile(p: &Problem, f: &Fused, most: usize, held: usize) -> Option<Tile> {
         let Tile { parallel, slices, .. } = tile;
         let fit = |depth: usize| ring / (parallel * features * depth * 2);
         let whole = |depth: &usize| slices == 1 || (p.k / slices).is_multiple_of(*depth);
-        let depths = [128, 64, 32].into_iter().filter(|d| *d <= p.k.max(32)).filter(whole);
-        let depth = depths.clone().find(|d| fit(*d) >= GOOD_STAGES).or_else(|| depths.last())?;
+        let mut depths = [128, 64, 32].into_iter().filter(|d| *d <= p.k.max(32)).filter(whole);
+        let depth = depths.clone().find(|d| fit(*d) >= GOOD_STAGES).or_else(|| depths.next_back())?;
         let steps = p.k.div_ceil(parallel * depth);
         tile = Tile { depth, stages: fit(depth).min(steps + 1).clamp(2, 8), ..tile };
         let warps = tile.threads() / 32;
