@@ -147,6 +147,8 @@ fn serving_code_does_not_unwrap() {
     for (dir, files) in [
         ("runtime/src", &["lib.rs", "main.rs"][..]),
         ("engines/cpu/src", &["lib.rs"]),
+        ("engines/cuda/src", &["lib.rs"]),
+        ("engines/device/src", &["lib.rs"]),
         ("engines/plan/src", &["lib.rs"]),
     ] {
         for file in files {
