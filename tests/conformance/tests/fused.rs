@@ -241,6 +241,8 @@ fn a_norm_before_a_projection() -> Result<()> {
             &ROWS,
         )?;
     }
+    // So many features that blocks are as wide as they get.
+    check(&mut rig, problem(4300, 64, DType::BF16), NORM, 32, 2, &[1, 3, 17])?;
     // Slices summed by different warps; rows that are longer than a block of the norm's kernel is wide.
     check(&mut rig, problem(50, 1024, DType::BF16), NORM, 32, 2, &[1, 9, 17, 33])?;
     check(&mut rig, problem(64, 4608, DType::BF16), NORM, 4, 2, &[1, 3])?;

@@ -71,7 +71,7 @@ const ENDS: [u32; 6] = [8, 16, 32, 64, 128, 384];
 
 /// The reference device of the model: multiprocessors, GB/s of memory and of the second-level cache, GFLOP/s that
 /// `mma.sync` reaches. An H200; no bit depends on it.
-const MULTIPROCESSORS: u64 = 132;
+pub(super) const MULTIPROCESSORS: u64 = 132;
 const MEMORY_RATE: u64 = 4300;
 const CACHE_RATE: u64 = 5500;
 const MMA_RATE: u64 = 500_000;

@@ -7,16 +7,18 @@
 use lathe_device::{Arg, StepTable, Symbol, When};
 use lathe_numerics::DType;
 
-use super::choose::{self, Body, Config, MAX_SHARED, RING, Tile};
+use super::choose::{self, Body, Config, MAX_SHARED, MULTIPROCESSORS, RING, Tile};
 use super::{Fused, Problem, Tail, held_bytes, stage, stored_rows};
 use crate::cuda::{Stage, element};
 use crate::error::KernelError;
 use crate::{rms_norm, rope_append};
 
 /// Upper ends of the ranges of rows with a kernel of their own.
-const ENDS: [u32; 4] = [4, 8, 16, 32];
+const ENDS: [u32; 5] = [1, 4, 8, 16, 32];
 /// Fewest stages of a ring.
 const STAGES: usize = 3;
+/// Fewest bytes of weights that a ring of such stages keeps under way; two blocks fit a multiprocessor of a large device.
+const UNDER_WAY: usize = 20 * 1024;
 /// Stages that are wanted before they get deeper.
 const GOOD_STAGES: usize = 4;
 /// Runs of eight norm weights that a thread keeps in registers.
@@ -37,9 +39,10 @@ pub(super) fn stages(p: &Problem, f: &Fused) -> Result<Vec<(u32, Stage)>, Kernel
         if min > most {
             break;
         }
-        // Fewer rows get their own kernel where that frees the room of more stages.
-        let roomy = |rows| MAX_SHARED.saturating_sub(held_bytes(p, rows)) * 10 >= RING * 9;
-        if end == ENDS[0] && p.max_m > end && (f.norm.is_none() || roomy(ENDS[1] as usize)) {
+        // A row alone need not norm others, and four get their own kernel where that frees the room of more stages.
+        let roomy = MAX_SHARED.saturating_sub(held_bytes(p, 8)) * 10 >= RING * 9;
+        let pays = end >= 8 || f.norm.is_some() && (end == 1 || !roomy);
+        if p.max_m > end && !pays {
             continue;
         }
         let held = if f.norm.is_some() { most.next_power_of_two() as usize } else { 0 };
@@ -70,27 +73,35 @@ fn suits(p: &Problem, f: &Fused) -> bool {
 fn tile(p: &Problem, f: &Fused, most: usize, held: usize) -> Option<Tile> {
     let rows = stored_rows(p.n, p.epilogue);
     let base = choose::tile(p, most);
+    let norm_threads = rms_norm::cuda::threads(p.k);
+    let weight_runs = |threads: usize| norm_threads.div_ceil(threads) * (p.k / 8).div_ceil(norm_threads);
     let mut features = base.features;
+    let mut widest = 128.min(rows.next_power_of_two());
     if let Tail::RopeAppend(rope) = f.tail {
-        features = features.max(32);
-        while !rope.head_dim.is_multiple_of(features) {
-            features /= 2;
-        }
+        widest = 1 << rope.head_dim.trailing_zeros().min(7);
+        features = features.clamp(32, widest);
+    }
+    // Every block norms all rows: fewer and larger ones do it less often, and with more warps.
+    let many = |features| rows.div_ceil(features) as u64 > 2 * MULTIPROCESSORS;
+    let threads = |features| choose::detail(rows, p.k, most, features, base.tokens).threads();
+    while held > 0 && features < widest && (many(features) || weight_runs(threads(features)) > WEIGHT_RUNS) {
+        features *= 2;
     }
     let mut tile = choose::detail(rows, p.k, most, features, base.tokens);
     if held > 0 {
         let ring = MAX_SHARED.checked_sub(held_bytes(p, held))?.min(RING);
         let Tile { parallel, slices, .. } = tile;
-        let fit = |depth: usize| ring / (parallel * features * depth * 2);
+        let stage = |depth: usize| parallel * features * depth * 2;
+        let fit = |depth: usize| ring / stage(depth);
         let whole = |depth: &usize| slices == 1 || (p.k / slices).is_multiple_of(*depth);
         let mut depths = [128, 64, 32].into_iter().filter(|d| *d <= p.k.max(32)).filter(whole);
         let depth = depths.clone().find(|d| fit(*d) >= GOOD_STAGES).or_else(|| depths.next_back())?;
         let steps = p.k.div_ceil(parallel * depth);
         tile = Tile { depth, stages: fit(depth).min(steps + 1).clamp(2, 8), ..tile };
-        let warps = tile.threads() / 32;
-        let norm_threads = rms_norm::cuda::threads(p.k);
-        let runs = (norm_threads / 32).div_ceil(warps) * (p.k / 8).div_ceil(norm_threads);
-        if fit(depth) < STAGES || runs > WEIGHT_RUNS {
+        if fit(depth) < STAGES || (fit(depth) - 1) * stage(depth) < UNDER_WAY {
+            return None;
+        }
+        if weight_runs(tile.threads()) > WEIGHT_RUNS {
             return None;
         }
     }
