@@ -32,15 +32,22 @@ fn results(rig: &mut Rig, node: &Node) -> Result<Vec<(DType, Vec<u8>)>> {
 /// # Errors
 /// Faults, and differences.
 pub fn run(bench: &Bench, found: &mut Map<String, Value>) -> Result<()> {
-    let mut device = bench.rig()?;
-    // Beside the emulator itself stands the checked one.
-    let mut emulator = Rig::emulator(bench.emulator)?;
+    // A fault leaves a driver unusable: then both are opened anew, the old ones closed before.
+    let mut rigs = None;
     let mut rows = Vec::new();
     let mut wrong = Vec::new();
     for load in if bench.emulator { &LOADS[1..2] } else { LOADS } {
         for node in SMALL.all(load)? {
+            let (device, emulator) = match &mut rigs {
+                Some((device, emulator)) => (device, emulator),
+                none => {
+                    // Beside the emulator itself stands the checked one.
+                    let (device, emulator) = none.insert((bench.rig()?, Rig::emulator(bench.emulator)?));
+                    (device, emulator)
+                }
+            };
             let mut compare = || -> Result<(f32, f32, usize, usize, bool)> {
-                let (mine, theirs) = (results(&mut device, &node)?, results(&mut emulator, &node)?);
+                let (mine, theirs) = (results(device, &node)?, results(emulator, &node)?);
                 let (mut max, mut global, mut differ, mut n, mut ok) = (0f32, 0f32, 0, 0, true);
                 for ((dtype, got), (_, want)) in mine.iter().zip(&theirs) {
                     let pairs = got.chunks(dtype.size()).zip(want.chunks(dtype.size()));
@@ -68,8 +75,7 @@ pub fn run(bench: &Bench, found: &mut Map<String, Value>) -> Result<()> {
                 Err(error) => {
                     row["error"] = json!(format!("{error:#}"));
                     wrong.push(name);
-                    // A fault leaves a driver unusable.
-                    (device, emulator) = (bench.rig()?, Rig::emulator(bench.emulator)?);
+                    rigs = None;
                 }
             }
             rows.push(row);

@@ -1,7 +1,7 @@
 //! Everything that only a GPU can show, in one run and one JSON: `tools/gpu-check` builds what travels, this runs there.
 //!
-//! Parts are independent: one that fails is recorded with its error, the rest goes on, and the file is written after each,
-//! so that a run that is cut short keeps what it has. The same parts run on the emulator, whose times mean nothing.
+//! Parts are independent, each a process: one that fails is recorded with its error, the rest goes on, and the file is
+//! written after each, so that a run that is cut short keeps what it has. The same parts run on the emulator, whose times mean nothing.
 
 mod cases;
 mod ceilings;
@@ -16,7 +16,7 @@ mod timing;
 mod wgmma;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +27,9 @@ use lathe_device::{Arch, Driver};
 use lathe_emulator::{DeviceModel, Emulator, EmulatorOptions};
 use lathe_plan::Plan;
 use serde_json::{Map, Value, json};
+
+/// How long a part may go on after the time is up.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// Checks and measures a GPU.
 #[derive(Debug, Parser)]
@@ -53,6 +56,9 @@ pub struct Args {
     /// Seconds after which no further part begins.
     #[arg(long, default_value_t = 540)]
     seconds: u64,
+    /// Runs one part in this process; how a run starts its parts.
+    #[arg(long, hide = true, value_name = "PART")]
+    part: Option<String>,
 }
 
 /// What parts run on.
@@ -125,51 +131,88 @@ fn write(path: &Path, report: &Value) -> Result<()> {
     Ok(std::fs::rename(&temporary, path)?)
 }
 
-fn run(args: &Args) -> Result<bool> {
-    if args.prepare {
-        return shapes::prepare().map(|()| true);
-    }
-    if let Some(unknown) = args.only.iter().find(|name| PARTS.iter().all(|part| part.0 != **name)) {
-        bail!("no part {unknown}; there are {:?}", PARTS.iter().map(|part| part.0).collect::<Vec<_>>());
-    }
-    let until = Instant::now() + Duration::from_secs(args.seconds);
-    let bench = Bench { emulator: args.emulator, kit: args.kit.clone(), until };
-    let mut report =
-        json!({ "date": args.date, "emulator": args.emulator, "device": device(&bench)?, "parts": {} });
-    let mut right = true;
-    for (name, correctness, part) in PARTS {
-        if !args.only.is_empty() && !args.only.iter().any(|only| only == name) {
-            continue;
-        }
-        let started = Instant::now();
-        let mut found = Map::new();
-        let error = if bench.out_of_time() {
-            Some("not begun: the time was up".to_owned())
-        } else {
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| part(&bench, &mut found)));
-            match outcome {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(format!("{error:#}")),
-                Err(panic) => Some(panic_text(&*panic)),
-            }
-        };
-        let seconds = started.elapsed().as_secs_f64();
-        eprintln!(
-            "gpu-check: {name}: {seconds:.1} s{}",
-            error.as_ref().map_or(String::new(), |e| format!(": {e}"))
-        );
-        right &= error.is_none() || !correctness;
-        found.insert("part_seconds".into(), json!(seconds));
-        found.insert("error".into(), json!(error));
-        report["parts"][*name] = Value::Object(found);
-        write(&args.out, &report)?;
-    }
-    Ok(right)
+/// Runs one part in this process and writes what it found; false if it failed.
+fn part(args: &Args, name: &str, bench: &Bench) -> Result<bool> {
+    let Some((.., part)) = PARTS.iter().find(|part| part.0 == name) else { bail!("no part {name}") };
+    let mut found = Map::new();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| part(bench, &mut found)));
+    let error = match outcome {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("{error:#}")),
+        Err(panic) => Some(panic_text(&*panic)),
+    };
+    found.insert("error".into(), json!(error));
+    write(&args.out, &Value::Object(found))?;
+    Ok(error.is_none())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()
+}
+
+/// Runs one part in a process of its own: a fault leaves a process without its device, and a kernel may hang.
+fn child(args: &Args, name: &str, bench: &Bench) -> Result<Value> {
+    let out = args.out.with_extension(name);
+    let left = bench.until.saturating_duration_since(Instant::now());
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--part", name, "--seconds", &left.as_secs().to_string()]);
+    command.arg("--kit").arg(&args.kit).arg("--out").arg(&out);
+    if args.emulator {
+        command.arg("--emulator");
+    }
+    let mut child = command.spawn()?;
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break status.to_string(),
+            None if Instant::now() > bench.until + GRACE => {
+                child.kill()?;
+                child.wait()?;
+                break "stopped: it did not end in time".to_owned();
+            }
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    let Ok(bytes) = std::fs::read(&out) else { bail!("it left nothing behind: {status}") };
+    std::fs::remove_file(&out)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+fn run(args: &Args) -> Result<bool> {
+    if args.prepare {
+        return shapes::prepare().map(|()| true);
+    }
+    let until = Instant::now() + Duration::from_secs(args.seconds);
+    let bench = Bench { emulator: args.emulator, kit: args.kit.clone(), until };
+    if let Some(name) = &args.part {
+        return part(args, name, &bench);
+    }
+    if let Some(unknown) = args.only.iter().find(|name| PARTS.iter().all(|part| part.0 != **name)) {
+        bail!("no part {unknown}; there are {:?}", PARTS.iter().map(|part| part.0).collect::<Vec<_>>());
+    }
+    let mut report =
+        json!({ "date": args.date, "emulator": args.emulator, "device": device(&bench)?, "parts": {} });
+    let mut right = true;
+    for (name, correctness, _) in PARTS {
+        if !args.only.is_empty() && !args.only.iter().any(|only| only == name) {
+            continue;
+        }
+        let started = Instant::now();
+        let mut found = match bench.out_of_time() {
+            true => json!({ "error": "not begun: the time was up" }),
+            false => {
+                child(args, name, &bench).unwrap_or_else(|error| json!({ "error": format!("{error:#}") }))
+            }
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        let failed = found["error"].as_str();
+        eprintln!("gpu-check: {name}: {seconds:.1} s {}", failed.unwrap_or_default());
+        right &= failed.is_none() || !correctness;
+        found["part_seconds"] = json!(seconds);
+        report["parts"][*name] = found;
+        write(&args.out, &report)?;
+    }
+    Ok(right)
 }
 
 fn main() -> ExitCode {

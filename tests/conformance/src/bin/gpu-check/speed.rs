@@ -15,7 +15,7 @@ const FLOPS: f64 = 7.9e14;
 /// Operands in turn cover this much, several times any second-level cache.
 const ROTATE: u64 = 256 << 20;
 /// A graph runs at least about this long.
-const GRAPH_SECONDS: f64 = 2e-3;
+const GRAPH_SECONDS: f64 = 1e-2;
 const SAMPLES: usize = 9;
 
 fn measure(rig: &mut Rig, node: &Node, tiny: bool) -> Result<Value> {
@@ -26,7 +26,7 @@ fn measure(rig: &mut Rig, node: &Node, tiny: bool) -> Result<Value> {
         node.submit(rig, set)?;
     }
     rig.wait()?;
-    let runs = if tiny { 2 } else { ((GRAPH_SECONDS / roofline.max(2e-6)) as usize).clamp(8, 400) };
+    let runs = if tiny { 2 } else { ((GRAPH_SECONDS / roofline.max(2e-6)) as usize).clamp(8, 2000) };
     let graph = capture(rig, |rig| (0..runs).try_for_each(|i| node.submit(rig, &placed[i % placed.len()])))?;
     let times = replay(rig, graph, runs, if tiny { 2 } else { SAMPLES })?;
     let launches = rig.launched().len();
@@ -78,17 +78,22 @@ pub fn run(bench: &Bench, found: &mut Map<String, Value>) -> Result<()> {
         add(load, vec![shape.sampling(&load)?]);
         add(load, shape.others(&load)?);
     }
-    let mut rig = bench.rig()?;
+    // After an error it is opened anew.
+    let mut rig = None;
     let (mut rows, mut skipped) = (Vec::new(), 0);
     for (load, node) in nodes {
         if bench.out_of_time() {
             skipped += 1;
             continue;
         }
-        let mut row = match measure(&mut rig, &node, tiny) {
+        let open = match &mut rig {
+            Some(open) => open,
+            none => none.insert(bench.rig()?),
+        };
+        let mut row = match measure(open, &node, tiny) {
             Ok(row) => row,
             Err(error) => {
-                rig = bench.rig()?;
+                rig = None;
                 json!({ "error": format!("{error:#}") })
             }
         };
