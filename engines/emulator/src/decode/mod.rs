@@ -3,6 +3,7 @@
 mod allocate;
 mod build;
 mod convert;
+mod lane_table;
 mod lower;
 pub mod op;
 mod types;
