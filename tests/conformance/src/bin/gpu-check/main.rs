@@ -105,15 +105,15 @@ impl Bench {
 
 type Run = fn(&Bench, &mut Map<String, Value>) -> Result<()>;
 
-/// Name, whether it is about being right, and what it does. The cheap and the important come first.
+/// Name, whether it is about being right, and what it does. The cheap and the important come first; `steps` waits for plans.
 const PARTS: &[(&str, bool, Run)] = &[
     ("ceilings", false, ceilings::run),
     ("wgmma", false, wgmma::run),
     ("differential", true, differential::run),
     ("demo", true, demo::run),
+    ("cases", true, cases::run),
     ("kernels", false, speed::run),
     ("steps", false, steps::run),
-    ("cases", true, cases::run),
 ];
 
 fn device(bench: &Bench) -> Result<Value> {
