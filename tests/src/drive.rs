@@ -11,9 +11,9 @@ use lathe_api::{
 };
 use lathe_cpu::{CpuEngine, CpuOptions, Isa};
 use lathe_cuda::{CudaEngine, CudaOptions};
-use lathe_device::Arch;
 use lathe_emulator::{CheckOptions, DeviceModel, Emulator, EmulatorOptions};
 use lathe_plan::Plan;
+use lathe_plan::schema::Target;
 use lathe_scheduler::{Limits, NewSequence, Scheduler, SeqId, Step};
 
 /// What a client asks for.
@@ -103,7 +103,12 @@ pub struct Emulation {
 /// # Errors
 /// When plan, engine or emulator refuse.
 pub fn emulate(plan: &Path, how: Emulation) -> Result<CudaEngine> {
-    let mut device = DeviceModel::of(Arch { major: 8, minor: 0 });
+    let plan = Arc::new(Plan::open(plan)?);
+    let arch = plan.programs().iter().find_map(|p| match &p.target {
+        Target::Cuda { arch } => lathe_cuda::arch_of(arch),
+        Target::Cpu => None,
+    });
+    let mut device = DeviceModel::of(arch.context("the plan has no CUDA program")?);
     if how.sm_count > 0 {
         device.sm_count = how.sm_count;
     }
@@ -114,7 +119,7 @@ pub fn emulate(plan: &Path, how: Emulation) -> Result<CudaEngine> {
     };
     let options_of_engine = CudaOptions { graphs: !how.without_graphs, ..CudaOptions::default() };
     let driver = Box::new(Emulator::new(&options)?);
-    Ok(CudaEngine::load(Arc::new(Plan::open(plan)?), driver, &options_of_engine)?)
+    Ok(CudaEngine::load(plan, driver, &options_of_engine)?)
 }
 
 struct Live<'a> {

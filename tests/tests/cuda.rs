@@ -122,6 +122,32 @@ fn the_demo_model_is_close_to_the_cpu() {
     close_to_the_cpu(&plan, DType::BF16, 128, Emulation::default());
 }
 
+/// From sm_90 on a launch may begin before the one before it has ended, and waits by itself: with a seed the checked
+/// emulator lets it, and reports what is touched too early.
+#[test]
+fn launches_may_begin_before_the_one_before_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("demo.plan");
+    let model = root().join("tools/demo-model");
+    let limits =
+        ["--max-num-tokens", "64", "--max-seq-len", "128", "--max-batch", "4", "--tokenizer", "none"];
+    compile(&[&["--model", model.to_str().unwrap(), "--target", "sm_90"][..], &limits].concat(), &out)
+        .unwrap();
+    let ids: Vec<u32> = (0..9).map(|i| token(i, 1500)).collect();
+    let requests = [Request { prompt: ids.clone(), max_new: 3, ..Request::default() }];
+    let (want, want_answer) = {
+        let mut engine = emulate(&out, Emulation::default()).unwrap();
+        (logits(&mut engine, &ids), alone(&mut engine, &requests))
+    };
+    for seed in 1..4 {
+        let how = Emulation { checked: true, seed: Some(seed), ..Emulation::default() };
+        let mut engine = emulate(&out, how).unwrap();
+        let got = logits(&mut engine, &ids);
+        assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "logits differ, seed {seed}");
+        same(&want_answer, &alone(&mut engine, &requests), &format!("with seed {seed}"));
+    }
+}
+
 #[test]
 fn company_chunks_schedule_and_preemption_do_not_show() {
     let plan = plan("bfloat16", "bf16", "cpu,sm_80");

@@ -228,7 +228,7 @@ const NORM: Fused = Fused { norm: Some(EPS), tail: Tail::None };
 
 #[test]
 fn a_norm_before_a_projection() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for dtype in [DType::BF16, DType::F16] {
         // Rows that share banks in every way, a last stage that is not full, results of another dtype, a bias.
         check(&mut rig, problem(48, 64, dtype), NORM, 32, 2, &ROWS)?;
@@ -253,7 +253,7 @@ fn a_norm_before_a_projection() -> Result<()> {
 
 #[test]
 fn a_norm_before_gate_and_up() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for (cols, k, dtype) in [(40, 96, DType::BF16), (32, 256, DType::F16)] {
         let p = Problem { epilogue: Epilogue::SiluMul, ..problem(2 * cols, k, dtype) };
         check(&mut rig, p, NORM, 32, 2, &ROWS)?;
@@ -263,7 +263,7 @@ fn a_norm_before_gate_and_up() -> Result<()> {
 
 #[test]
 fn a_residual_behind_a_projection() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for dtype in [DType::BF16, DType::F16] {
         let add = Fused { norm: None, tail: Tail::Add };
         check(&mut rig, problem(48, 64, dtype), add, 512, 1, &ROWS)?;
@@ -275,7 +275,7 @@ fn a_residual_behind_a_projection() -> Result<()> {
 
 #[test]
 fn rotation_and_append_behind_a_projection() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for (heads, kv_heads, head_dim, k, dtype, bias) in [
         (4, 2, 32, 64, DType::BF16, false),
         (3, 1, 64, 160, DType::F16, true),
@@ -295,7 +295,7 @@ fn rotation_and_append_behind_a_projection() -> Result<()> {
 
 #[test]
 fn partial_rotation_is_launched_apart() -> Result<()> {
-    let mut rig = Rig::emulator(true)?;
+    let mut rig = Rig::chosen(true)?;
     for (head_dim, rotary) in [(64, 32), (80, 80), (32, 0)] {
         let tail = Tail::RopeAppend(rope(2, 1, head_dim, rotary, DType::BF16));
         let p = problem(4 * head_dim, 64, DType::BF16);

@@ -293,6 +293,11 @@ impl<'a> BlockOrder<'a> {
         Some(unpack(self.batches[i].1[(segment - start) as usize].load(Ordering::Relaxed)))
     }
 
+    fn of_this_launch(&self, segment: u32) -> bool {
+        self.own(segment).is_some()
+            || self.segments.owner(segment).is_some_and(|owner| owner.launch.serial == self.launch.serial)
+    }
+
     fn relation(&self, warp: usize, segment: u32) -> Relation {
         let me = &self.warps[warp];
         if let Some((other, clock)) = self.own(segment) {
@@ -461,6 +466,9 @@ impl Viewpoint for View<'_> {
     }
     fn settled(&self, segment: u32) -> bool {
         segment <= self.order.settled && self.order.own(segment).is_some()
+    }
+    fn of_this_launch(&self, segment: u32) -> bool {
+        self.order.of_this_launch(segment)
     }
     fn loosely_ordered(&self) -> bool {
         self.order.loose

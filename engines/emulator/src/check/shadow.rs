@@ -90,6 +90,8 @@ pub trait Viewpoint {
     fn relation(&self, segment: u32) -> Relation;
     /// True if a barrier of the whole block lies between the segment, which is of the same block, and the party.
     fn settled(&self, segment: u32) -> bool;
+    /// True if the segment is of the party's own launch.
+    fn of_this_launch(&self, segment: u32) -> bool;
     /// True if something other than barriers of the whole block has ordered the party since the last one; "several"
     /// readers may then be ordered though the record cannot tell.
     fn loosely_ordered(&self) -> bool;
@@ -160,20 +162,23 @@ fn next_read<V: Viewpoint>(r: Read, mask: u8, view: &V) -> Step<Read> {
     if segment < view.floor() {
         return Step::Set(fresh);
     }
-    if r.blocks() && mask & !r.mask() == 0 && (party.strong || !r.strong()) {
+    // "Several" are always of the named reader's launch: those of an earlier one are ordered all together.
+    let here = view.of_this_launch(segment);
+    let blocks = r.blocks() && here;
+    if blocks && mask & !r.mask() == 0 && (party.strong || !r.strong()) {
         return Step::Keep;
     }
     let strong = party.strong && r.strong();
-    let warps = r.warps() && !view.settled(segment);
-    let several = warps || r.blocks();
+    let warps = r.warps() && here && !view.settled(segment);
+    let several = warps || blocks;
     match view.relation(segment) {
         Relation::Mine | Relation::Before if r.mask() == mask || !several && r.mask() & !mask == 0 => {
-            Step::Set(fresh.with_blocks(r.blocks()).with_warps(warps))
+            Step::Set(fresh.with_blocks(blocks).with_warps(warps))
         }
         Relation::Block if r.mask() == mask => {
-            Step::Set(fresh.with_blocks(r.blocks()).with_warps(true).with_strong(strong))
+            Step::Set(fresh.with_blocks(blocks).with_warps(true).with_strong(strong))
         }
-        Relation::Grid if r.mask() == mask => Step::Set(r.with_blocks(true).with_strong(strong)),
+        Relation::Grid if here && r.mask() == mask => Step::Set(r.with_blocks(true).with_strong(strong)),
         _ => Step::Crowd,
     }
 }
@@ -197,8 +202,9 @@ fn against_reads<V: Viewpoint>(r: Read, mask: u8, view: &V) -> Option<Conflict> 
     if let Some(conflict) = race(view, segment, r.party(), false) {
         return Some(conflict);
     }
-    // The named reader is ordered; the others of "several" are too, unless they share its epoch or are of other blocks.
-    if view.loosely_ordered() {
+    // The named reader is ordered; the others of "several" are too if their launch is over, and unless they share its
+    // epoch or are of other blocks.
+    if !(r.blocks() || r.warps()) || view.loosely_ordered() || !view.of_this_launch(segment) {
         None
     } else if r.blocks() {
         Some(Conflict::Race { other: r.party(), wrote: false, several: true, relation: Relation::Grid })
