@@ -100,7 +100,11 @@ fn every_fault_has_its_exit_code_and_says_what_to_do() {
             &["--max-num-tokens 4", "help: pass --max-num-tokens 32"],
         ),
         (format!("--model {model} --max-seq-len 9999"), 2, &["must be from 1 to 256"]),
-        (format!("--model {model} --target sm_90a"), 3, &["unsupported target sm_90a", "sm_90 runs on the same devices"]),
+        (
+            format!("--model {model} --target sm_90a"),
+            3,
+            &["unsupported target sm_90a", "sm_90 runs on the same devices"],
+        ),
         (
             format!("--model {mistral}"),
             3,
