@@ -136,11 +136,11 @@ fn answers_do_not_depend_on_steps_ahead() {
     let request = |i: u32| SequenceRequest {
         prompt: (0..1 + i * 37 % 300).map(|p| (p * 7919 + i * 31) % vocab).collect(),
         max_new_tokens: [1, 40, 120, 0, 75, 33][i as usize % 6],
-        min_new_tokens: if i % 3 == 0 { 12 } else { 0 },
+        min_new_tokens: if i.is_multiple_of(3) { 12 } else { 0 },
         params: SamplingParams {
-            temperature: if i % 4 == 0 { 0.0 } else { 1.0 },
-            repetition_penalty: if i % 5 == 0 { 1.3 } else { 1.0 },
-            frequency_penalty: if i % 2 == 0 { 0.4 } else { 0.0 },
+            temperature: if i.is_multiple_of(4) { 0.0 } else { 1.0 },
+            repetition_penalty: if i.is_multiple_of(5) { 1.3 } else { 1.0 },
+            frequency_penalty: if i.is_multiple_of(2) { 0.4 } else { 0.0 },
             seed: u64::from(i),
             ..SamplingParams::default()
         },
