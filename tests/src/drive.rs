@@ -122,6 +122,49 @@ pub fn emulate(plan: &Path, how: Emulation) -> Result<CudaEngine> {
     Ok(CudaEngine::load(plan, driver, &options_of_engine)?)
 }
 
+/// Logits of every position, `f32[ids, vocab]`, as many positions a step as fit.
+///
+/// # Panics
+/// When the engine refuses a step.
+pub fn logits(engine: &mut dyn Engine, ids: &[u32]) -> Vec<f32> {
+    let info = engine.info().clone();
+    let chunk = info.max_sample_rows.min(info.max_num_tokens) as usize;
+    let blocks = ids.len().div_ceil(info.block_tokens as usize) as u32;
+    let (mut all, mut out) = (Vec::new(), StepOutput::default());
+    for start in (0..ids.len()).step_by(chunk) {
+        let len = chunk.min(ids.len() - start);
+        let row = |row: usize| SampleRow {
+            row: row as u32,
+            slot: Slot(0),
+            position: (start + row + 1) as u32,
+            wanted: Wanted::Logits,
+            params: SamplingParams::default(),
+            top_logprobs: None,
+            suppress_stops: false,
+        };
+        let step = StepPlan {
+            tokens: ids[start..start + len].iter().map(|id| TokenSource::Literal(*id)).collect(),
+            positions: (start as u32..(start + len) as u32).collect(),
+            seqs: vec![SeqStep {
+                slot: Slot(0),
+                q_start: 0,
+                q_len: len as u32,
+                kv_len: (start + len) as u32,
+                blocks_start: 0,
+                blocks_len: blocks,
+                adapter: None,
+            }],
+            blocks: (0..blocks).collect(),
+            rows: (0..len).map(row).collect(),
+        };
+        let ticket = engine.submit(&step).unwrap();
+        engine.sample(ticket, None).unwrap();
+        engine.collect(ticket, &mut out).unwrap();
+        all.extend_from_slice(engine.logits());
+    }
+    all
+}
+
 struct Live<'a> {
     request: &'a Request,
     ids: Vec<u32>,
