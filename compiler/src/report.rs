@@ -338,7 +338,7 @@ mod tests {
         };
         let want_serving = serving.to_string();
         let outcome = Outcome {
-            rules: vec![rule("merge-qkv", 2), rule("fuse-silu-mul", 0)],
+            rules: vec![rule("merge-qkv", 2), rule("fuse-glu", 0)],
             weights: Some(WeightTotals { count: 9, bytes: 3 << 20, duplicated_bytes: 0 }),
             memory: Some(MemoryTotals {
                 arena_bytes: 2048,

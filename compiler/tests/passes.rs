@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use lathe_compiler::import::import;
 use lathe_compiler::options::Options;
 use lathe_compiler::passes::{
-    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_ADD, FUSE_LINEAR_SILU_MUL, FUSE_NORM_LINEAR,
-    FUSE_NORM_LINEAR_ROPE_APPEND, FUSE_NORM_LINEAR_SILU_MUL, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS,
-    MERGE_GATE_UP, MERGE_QKV, REMOVE_DEAD,
+    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_ADD, FUSE_LINEAR_GLU, FUSE_NORM_LINEAR,
+    FUSE_NORM_LINEAR_GLU, FUSE_NORM_LINEAR_ROPE_APPEND, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS, MERGE_GATE_UP,
+    MERGE_QKV, REMOVE_DEAD,
 };
 use lathe_ir::arbitrary::{Decoder, compare, decoders};
 use lathe_ir::driver::{Pass, Precision, Rule, drive};
@@ -21,11 +21,11 @@ use serde_json::json;
 
 /// What every target gets.
 const COMMON: &[&Rule] =
-    &[&GATHER_SAMPLED_ROWS, &MERGE_QKV, &MERGE_GATE_UP, &FUSE_ROPE_APPEND, &FUSE_LINEAR_SILU_MUL];
+    &[&GATHER_SAMPLED_ROWS, &MERGE_QKV, &MERGE_GATE_UP, &FUSE_ROPE_APPEND, &FUSE_LINEAR_GLU];
 /// What the CPU gets on top, and what devices get instead.
 const BRANCHES: [&[&Rule]; 2] = [
     &[&FUSE_ADD_RMS_NORM],
-    &[&FUSE_LINEAR_ADD, &FUSE_NORM_LINEAR, &FUSE_NORM_LINEAR_SILU_MUL, &FUSE_NORM_LINEAR_ROPE_APPEND],
+    &[&FUSE_LINEAR_ADD, &FUSE_NORM_LINEAR, &FUSE_NORM_LINEAR_GLU, &FUSE_NORM_LINEAR_ROPE_APPEND],
 ];
 
 type Weights = BTreeMap<String, Tensor>;

@@ -181,7 +181,7 @@ fn a_device_program_has_five_nodes_a_layer_and_the_same_bytes_twice() {
     let [device, cpu, virtual_arch] = cold.plan.programs() else { panic!("not a program per target") };
     assert_eq!(device.target, arch());
     let kernels = |p: &Program| p.launches.iter().map(|l| l.kernel.clone()).collect::<Vec<_>>();
-    let layer = ["norm_linear_rope_append", "attention", "linear_add", "norm_linear_silu_mul", "linear_add"];
+    let layer = ["norm_linear_rope_append", "attention", "linear_add", "norm_linear_glu", "linear_add"];
     let gathers = ["gather_rows"; 2];
     let want = [&["embedding"], &layer[..], &layer[..2], &gathers, &layer[2..], &["norm_linear"]].concat();
     assert_eq!(kernels(device), want);

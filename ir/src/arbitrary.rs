@@ -17,7 +17,7 @@ use crate::facts::{Cache, Dim, Facts};
 use crate::graph::Graph;
 use crate::interp::{Batch, BatchSequence, Interpreter};
 use crate::kv::KvState;
-use crate::ops::{Add, Attention, Embedding, GatherRows, KvAppend, Linear, Mul, RmsNorm, Rope, Silu};
+use crate::ops::{Activate, Add, Attention, Embedding, GatherRows, KvAppend, Linear, Mul, RmsNorm, Rope};
 use crate::rope_table::RopeTable;
 use crate::tensor::{Data, Tensor};
 use crate::weight::WeightExpr;
@@ -244,14 +244,15 @@ impl Builder<'_> {
         let k = self.g.push1(turn(kv_heads, DType::F32), &[k, positions, rope], &name("k_rope"))?;
         let state = self.g.push1(KvAppend { layer }, &[k, v, state], &name("state"))?;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let attention = Attention { layer, heads, kv_heads, head_dim, scale, out: d.dtype };
+        let attention =
+            Attention { layer, heads, kv_heads, head_dim, scale, out: d.dtype, ..Attention::default() };
         let a = self.g.push1(attention, &[q, state], &name("attention"))?;
         let o = self.linear(&name("o"), a, hidden, heads * head_dim, false)?;
         let h = self.g.push1(Add { out: d.dtype }, &[o, h], &name("h1"))?;
         let x = self.norm(&name("norm2"), h)?;
         let gate = self.linear(&name("gate"), x, d.ffn, hidden, d.mlp_bias)?;
         let up = self.linear(&name("up"), x, d.ffn, hidden, d.mlp_bias)?;
-        let a = self.g.push1(Silu {}, &[gate], &name("silu"))?;
+        let a = self.g.push1(Activate::default(), &[gate], &name("act"))?;
         let m = self.g.push1(Mul { out: d.dtype }, &[a, up], &name("mul"))?;
         let down = self.linear(&name("down"), m, hidden, d.ffn, d.mlp_bias)?;
         let h = self.g.push1(Add { out: d.dtype }, &[down, h], &name("h2"))?;

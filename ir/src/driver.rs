@@ -41,7 +41,7 @@ pub type Apply = for<'g> fn(&'g Graph, NodeId, &Cx) -> Result<Option<Patch<'g>>,
 /// A local rewrite. It goes one way: what it makes, it must not match again.
 #[derive(Clone, Copy)]
 pub struct Rule {
-    /// Verb-object, e.g. `fuse-silu-mul`.
+    /// Verb-object, e.g. `fuse-glu`.
     pub name: &'static str,
     /// The weakest precision of its applications.
     pub precision: Precision,

@@ -1,7 +1,7 @@
 //! Tests as text files: a command, a graph, and what should come of it.
 //!
 //! ```text
-//! // test: pass fuse-silu-mul
+//! // test: pass fuse-glu
 //! graph @mlp(...) ... {
 //!   ...
 //! }

@@ -8,7 +8,7 @@ use crate::entity::NodeId;
 use crate::error::IrError;
 use crate::graph::Graph;
 use crate::op::Operation;
-use crate::ops::{Add, AddRmsNorm, GatherRows, Linear, Op, RmsNorm, Silu, SliceCols};
+use crate::ops::{Activate, Add, AddRmsNorm, GatherRows, Linear, Op, RmsNorm, SliceCols};
 use crate::patch::Patch;
 use crate::text::parse;
 use crate::weight::WeightExpr;
@@ -96,7 +96,7 @@ const SMALL: &str = "graph @g(%x: f32[t, 4], %r: f32[t, 4]) where t in 1..=8 {
   weight @b : f32[3, 4]
   weight @n : f32[4]
   %sum = add %x, %r : f32[t, 4]
-  %early = silu %sum : f32[t, 4]
+  %early = activation %sum {act = silu} : f32[t, 4]
   %y = rms_norm %sum, @n {eps = 1e-5} : f32[t, 4]
   %p = linear %y, @a : f32[t, 2]
   %q = linear %y, @b : f32[t, 3]
@@ -118,7 +118,7 @@ fn patches_keep_names_and_order() {
   weight @n : f32[4]
   weight @a.b : f32[5, 4] = concat @a, @b
   %sum, %y = add_rms_norm %x, %r, @n {eps = 1e-5} : f32[t, 4], f32[t, 4]
-  %early = silu %sum : f32[t, 4]
+  %early = activation %sum {act = silu} : f32[t, 4]
   %twins = linear %y, @a.b : f32[t, 5]
   %p = slice_cols %twins {len = 2, start = 0} : f32[t, 2]
   %q = slice_cols %twins {len = 3, start = 2} : f32[t, 3]
@@ -145,7 +145,7 @@ fn rule(root: &'static str, apply: crate::driver::Apply) -> Rule {
 
 #[test]
 fn bad_rules_are_refused_and_leave_the_graph() {
-    let narrow = rule(Silu::NAME, |g, node, _| {
+    let narrow = rule(Activate::NAME, |g, node, _| {
         let mut patch = Patch::new(g);
         let part = patch.add(SliceCols { start: 0, len: 2 }, &[g.input_of(node, 0)])?;
         patch.replace(g.output_of(node), part)?;
@@ -153,27 +153,30 @@ fn bad_rules_are_refused_and_leave_the_graph() {
     });
     let cycle = rule(Add::NAME, |g, node, _| {
         let mut patch = Patch::new(g);
-        let late = patch.add(Silu {}, &[g.find("early").unwrap()])?;
+        let late = patch.add(Activate::default(), &[g.find("early").unwrap()])?;
         patch.replace(g.output_of(node), late)?;
         Ok(Some(patch))
     });
-    let empty = rule(Silu::NAME, |g, _, _| Ok(Some(Patch::new(g))));
-    let endless = rule(Silu::NAME, |g, node, _| {
+    let empty = rule(Activate::NAME, |g, _, _| Ok(Some(Patch::new(g))));
+    let endless = rule(Activate::NAME, |g, node, _| {
         let mut patch = Patch::new(g);
-        let same = patch.add(Silu {}, &[g.input_of(node, 0)])?;
+        let same = patch.add(Activate::default(), &[g.input_of(node, 0)])?;
         patch.replace(g.output_of(node), same)?;
         Ok(Some(patch))
     });
     for (rule, want) in [
         (
             &narrow,
-            "bad-rule at silu %early: patch refused: %early: patch refused: the facts change from f32[t, 4] to f32[t, 2]",
+            "bad-rule at activation %early: patch refused: %early: patch refused: the facts change from f32[t, 4] to f32[t, 2]",
         ),
         (
             &cycle,
             "bad-rule at add %sum: patch refused: add %sum: patch refused: a new node needs a result that needs it",
         ),
-        (&empty, "bad-rule at silu %early: patch refused: silu %early: patch refused: replaces nothing"),
+        (
+            &empty,
+            "bad-rule at activation %early: patch refused: activation %early: patch refused: replaces nothing",
+        ),
     ] {
         let mut g = parse(SMALL).unwrap();
         assert_eq!(drive(&mut g, &[rule]).unwrap_err().to_string(), want);
@@ -181,7 +184,10 @@ fn bad_rules_are_refused_and_leave_the_graph() {
     }
     let mut g = parse(SMALL).unwrap();
     let bug = drive(&mut g, &[&endless]).unwrap_err().to_string();
-    assert!(bug.starts_with("bug: 144 applications without end, last bad-rule at silu %early"), "{bug}");
+    assert!(
+        bug.starts_with("bug: 144 applications without end, last bad-rule at activation %early"),
+        "{bug}"
+    );
 }
 
 #[test]
@@ -189,9 +195,9 @@ fn builders_refuse_what_does_not_fit() {
     let mut g = parse(SMALL).unwrap();
     let (x, p) = (g.find("x").unwrap(), g.find("p").unwrap());
     for (result, want) in [
-        (g.push1(Silu {}, &[x], "sum").map(drop), "%sum: defined twice"),
-        (g.push1(Silu {}, &[x], "a b").map(drop), "%a b: malformed name"),
-        (g.push(Silu {}, &[x], &["u", "v"]).map(drop), "silu %u: 1 results, 2 names"),
+        (g.push1(Activate::default(), &[x], "sum").map(drop), "%sum: defined twice"),
+        (g.push1(Activate::default(), &[x], "a b").map(drop), "%a b: malformed name"),
+        (g.push(Activate::default(), &[x], &["u", "v"]).map(drop), "activation %u: 1 results, 2 names"),
         (
             g.push1(Add::default(), &[x, p], "u").map(drop),
             "add %u: columns of a (4) differs from columns of b (2)",
@@ -248,14 +254,14 @@ fn fused_ops_are_what_they_stand_for() {
                 mlp,
                 "  %g = linear %x, @g : f32[t, 20]
   %u = linear %x, @u : f32[t, 20]
-  %a = silu %g : f32[t, 20]
+  %a = activation %g {act = silu} : f32[t, 20]
   %y = mul %a, %u {out = bf16} : bf16[t, 20]
 ",
             ),
             body(
                 &format!("{mlp}  weight @gu : bf16[64, 12] = interleave16 @g, @u\n"),
                 "  %gu = linear %x, @gu : f32[t, 64]
-  %y = silu_mul %gu {cols = 20, interleave = 16, out = bf16} : bf16[t, 20]
+  %y = glu %gu {act = silu, cols = 20, interleave = 16, out = bf16} : bf16[t, 20]
 ",
             ),
         ),
@@ -263,12 +269,12 @@ fn fused_ops_are_what_they_stand_for() {
             body(
                 &format!("{mlp}  weight @gu : bf16[64, 12] = interleave16 @g, @u\n"),
                 "  %gu = linear %x, @gu : f32[t, 64]
-  %y = silu_mul %gu {cols = 20, interleave = 16, out = bf16} : bf16[t, 20]
+  %y = glu %gu {act = silu, cols = 20, interleave = 16, out = bf16} : bf16[t, 20]
 ",
             ),
             body(
                 &format!("{mlp}  weight @gu : bf16[64, 12] = interleave16 @g, @u\n"),
-                "  %y = linear_silu_mul %x, @gu {cols = 20, interleave = 16, out = bf16} : bf16[t, 20]\n",
+                "  %y = linear_glu %x, @gu {act = silu, cols = 20, interleave = 16, out = bf16} : bf16[t, 20]\n",
             ),
         ),
     ];

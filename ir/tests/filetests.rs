@@ -43,14 +43,14 @@ fn announced_errors_must_happen() {
         let text = format!("// test: verify\ngraph @g(%x: f32[1, 1]) {{\n  {line}\n  return %x\n}}\n");
         check(&text, &no_commands)
     };
-    assert_eq!(verify("%y = silu %x : f32[1, 1]"), Ok(None));
-    assert_eq!(verify("%y = silu %x : f32[1, 2] // error: stated f32[1, 2]"), Ok(None));
+    assert_eq!(verify("%y = activation %x {act = silu} : f32[1, 1]"), Ok(None));
+    assert_eq!(verify("%y = activation %x {act = silu} : f32[1, 2] // error: stated f32[1, 2]"), Ok(None));
     assert_eq!(
-        verify("%y = silu %x : f32[1, 2]"),
-        Err("line 3: not announced: silu %y: %y is f32[1, 1], stated f32[1, 2]".into())
+        verify("%y = activation %x {act = silu} : f32[1, 2]"),
+        Err("line 3: not announced: activation %y: %y is f32[1, 1], stated f32[1, 2]".into())
     );
     assert_eq!(
-        verify("%y = silu %x : f32[1, 1] // error: stated"),
+        verify("%y = activation %x {act = silu} : f32[1, 1] // error: stated"),
         Err("line 3: announced, but did not happen: stated".into())
     );
     assert_eq!(check("graph", &no_commands), Err("the first line is not \"// test: \"".into()));

@@ -2,10 +2,12 @@
 //!
 //! Everything here is a pure function of shapes and values: no batch size, thread count or machine fact enters.
 
+pub mod activation;
 pub mod contract;
 pub mod dtype;
 pub mod exp;
 pub mod philox;
 
+pub use activation::Activation;
 pub use contract::{ATTENTION_LEAF, ContractId, gemm_slices};
 pub use dtype::DType;

@@ -5,10 +5,10 @@
 
 use lathe_ir::facts::{Cache, Facts};
 use lathe_ir::graph::Graph;
-use lathe_ir::ops::{Add, Attention, Embedding, GatherRows, KvAppend, Linear, Mul, RmsNorm, Rope, Silu};
+use lathe_ir::ops::{Activate, Add, Attention, Embedding, GatherRows, KvAppend, Linear, Mul, RmsNorm, Rope};
 use lathe_ir::rope_table::{RopeScaling as TableScaling, RopeTable};
 use lathe_ir::weight::WeightExpr;
-use lathe_numerics::DType;
+use lathe_numerics::{Activation, DType};
 use lathe_plan::schema::Limits;
 
 use super::builder::Builder;
@@ -223,6 +223,8 @@ impl Model for Llama {
                 kv_heads: self.kv_heads,
                 head_dim: self.head_dim,
                 scale: (1.0 / (self.head_dim as f64).sqrt()) as f32,
+                window: 0,
+                softcap: 0.0,
                 out: dtype,
             };
             let attn = b.op(attention, &[q, state], &named("attn"))?;
@@ -233,7 +235,7 @@ impl Model for Llama {
             let normed = b.op(RmsNorm { eps }, &[h, norm], &named("mlp_norm"))?;
             let gate = linear(&mut b, normed, "mlp.gate_proj", self.mlp_bias, "gate")?;
             let up = linear(&mut b, normed, "mlp.up_proj", self.mlp_bias, "up")?;
-            let act = b.op(Silu {}, &[gate], &named("act"))?;
+            let act = b.op(Activate { act: Activation::Silu }, &[gate], &named("act"))?;
             let mlp = b.op(Mul { out: dtype }, &[act, up], &named("mlp"))?;
             let down = linear(&mut b, mlp, "mlp.down_proj", self.mlp_bias, "down")?;
             h = b.op(Add { out: dtype }, &[down, h], &named("h"))?;

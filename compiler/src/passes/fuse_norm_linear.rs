@@ -1,25 +1,25 @@
-//! Fuses `linear(rms_norm(x))` into one `norm_linear`, and `linear_silu_mul` in the same way.
+//! Fuses `linear(rms_norm(x))` into one `norm_linear`, and `linear_glu` in the same way.
 //! Needs: a norm whose one user is the projection. Keeps: facts, roundings, bits. Gives up: the norm has a second user.
 
 use lathe_ir::driver::{Cx, Precision, Rule};
-use lathe_ir::ops::{NormLinear, NormLinearSiluMul, Op};
+use lathe_ir::ops::{NormLinear, NormLinearGlu, Op};
 use lathe_ir::patch::Patch;
 use lathe_ir::{Graph, IrError, NodeId, ValueId};
 
-/// Runs after `fuse-linear-silu-mul` has taken the projections that it can.
+/// Runs after `fuse-linear-glu` has taken the projections that it can.
 pub const FUSE_NORM_LINEAR: Rule =
     Rule { name: "fuse-norm-linear", precision: Precision::Exact, root: "linear", apply };
 
 /// As above.
-pub const FUSE_NORM_LINEAR_SILU_MUL: Rule =
-    Rule { name: "fuse-norm-linear-silu-mul", precision: Precision::Exact, root: "linear_silu_mul", apply };
+pub const FUSE_NORM_LINEAR_GLU: Rule =
+    Rule { name: "fuse-norm-linear-glu", precision: Precision::Exact, root: "linear_glu", apply };
 
 fn apply<'g>(g: &'g Graph, node: NodeId, cx: &Cx) -> Result<Option<Patch<'g>>, IrError> {
     let Some((eps, operands)) = normed(g, node, cx) else { return Ok(None) };
     let fused: Op = match g.op(node) {
         Op::Linear(op) => NormLinear { eps, out: op.out }.into(),
-        Op::LinearSiluMul(op) => {
-            NormLinearSiluMul { eps, cols: op.cols, interleave: op.interleave, out: op.out }.into()
+        Op::LinearGlu(op) => {
+            NormLinearGlu { act: op.act, eps, cols: op.cols, interleave: op.interleave, out: op.out }.into()
         }
         _ => return Ok(None),
     };

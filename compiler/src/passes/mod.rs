@@ -5,7 +5,7 @@
 mod fold_constants;
 mod fuse_add_rms_norm;
 mod fuse_linear_add;
-mod fuse_linear_silu_mul;
+mod fuse_linear_glu;
 mod fuse_norm_linear;
 mod fuse_norm_linear_rope_append;
 mod fuse_rope_append;
@@ -21,8 +21,8 @@ use lathe_ir::driver::{Pass, Rule, drive};
 pub use fold_constants::FOLD_CONSTANTS;
 pub use fuse_add_rms_norm::FUSE_ADD_RMS_NORM;
 pub use fuse_linear_add::FUSE_LINEAR_ADD;
-pub use fuse_linear_silu_mul::FUSE_LINEAR_SILU_MUL;
-pub use fuse_norm_linear::{FUSE_NORM_LINEAR, FUSE_NORM_LINEAR_SILU_MUL};
+pub use fuse_linear_glu::FUSE_LINEAR_GLU;
+pub use fuse_norm_linear::{FUSE_NORM_LINEAR, FUSE_NORM_LINEAR_GLU};
 pub use fuse_norm_linear_rope_append::FUSE_NORM_LINEAR_ROPE_APPEND;
 pub use fuse_rope_append::FUSE_ROPE_APPEND;
 pub use gather_sampled_rows::GATHER_SAMPLED_ROWS;
@@ -34,10 +34,10 @@ pub use remove_dead::REMOVE_DEAD;
 pub const RULES: &[&Rule] = &[
     &FUSE_ADD_RMS_NORM,
     &FUSE_LINEAR_ADD,
-    &FUSE_LINEAR_SILU_MUL,
+    &FUSE_LINEAR_GLU,
     &FUSE_NORM_LINEAR,
     &FUSE_NORM_LINEAR_ROPE_APPEND,
-    &FUSE_NORM_LINEAR_SILU_MUL,
+    &FUSE_NORM_LINEAR_GLU,
     &FUSE_ROPE_APPEND,
     &GATHER_SAMPLED_ROWS,
     &MERGE_GATE_UP,

@@ -167,7 +167,7 @@ impl Selection<'_> {
             Op::Linear(_) => {
                 gemm::cuda::launches(&gemm(Epilogue::Store, out.cols as usize, inputs.len() > 2))
             }
-            Op::LinearSiluMul(op) => {
+            Op::LinearGlu(op) => {
                 gemm::cuda::launches(&gemm(Epilogue::SiluMul, 2 * op.cols, inputs.len() > 2))
             }
             Op::LinearAdd(_) => {
@@ -178,7 +178,7 @@ impl Selection<'_> {
                 let problem = gemm(Epilogue::Store, out.cols as usize, inputs.len() > 3);
                 fused_launches(&problem, &Fused { norm: Some(op.eps), tail: Tail::None })
             }
-            Op::NormLinearSiluMul(op) => {
+            Op::NormLinearGlu(op) => {
                 let problem = gemm(Epilogue::SiluMul, 2 * op.cols, inputs.len() > 3);
                 fused_launches(&problem, &Fused { norm: Some(op.eps), tail: Tail::None })
             }

@@ -14,8 +14,8 @@ use lathe_ir::facts::Dim;
 use lathe_ir::ops::Op;
 use lathe_ir::{Facts, Graph};
 use lathe_kernels::paged::KvLayout;
-use lathe_numerics::DType;
 use lathe_numerics::contract::PANEL;
+use lathe_numerics::{Activation, DType};
 use lathe_plan::operand::SYMBOL_NAMES;
 use lathe_plan::schema::{
     Buffer, CacheGroup, CacheKind, CacheLayer, Expr, Input, Launch, Layout, Operand, Param, Program, Symbol,
@@ -159,13 +159,14 @@ impl<'a> Selection<'a> {
                 let inputs = self.projection(id)?;
                 ("gemm", inputs, vec![self.write(node.outputs[0])?], vec![choice("epilogue", "store")])
             }
-            Op::LinearSiluMul(op) => {
-                self.expect_panels(id, op.interleave)?;
+            Op::LinearGlu(op) => {
+                self.expect_panels(id, op.act, op.interleave)?;
                 if self.dtype(node.outputs[0]) != self.dtype(value(0)) {
                     return Err(self.unsupported(id, "the kernel keeps the type of its operand"));
                 }
                 let inputs = self.projection(id)?;
-                let params = vec![int("cols", op.cols), choice("epilogue", "silu_mul")];
+                let params =
+                    vec![choice("act", op.act.name()), int("cols", op.cols), choice("epilogue", "glu")];
                 ("gemm", inputs, vec![self.write(node.outputs[0])?], params)
             }
             Op::RopeAppend(op) => {
@@ -186,12 +187,12 @@ impl<'a> Selection<'a> {
                 let inputs = self.weights_behind(id, &rows, &node.inputs[2..])?;
                 ("norm_linear", inputs, vec![self.write(node.outputs[0])?], vec![float("eps", op.eps)])
             }
-            Op::NormLinearSiluMul(op) if self.on_device() => {
-                self.expect_panels(id, op.interleave)?;
+            Op::NormLinearGlu(op) if self.on_device() => {
+                self.expect_panels(id, op.act, op.interleave)?;
                 let rows = self.normed_rows(id)?;
                 let inputs = self.weights_behind(id, &rows, &node.inputs[2..])?;
-                let params = vec![int("cols", op.cols), float("eps", op.eps)];
-                ("norm_linear_silu_mul", inputs, vec![self.write(node.outputs[0])?], params)
+                let params = vec![choice("act", op.act.name()), int("cols", op.cols), float("eps", op.eps)];
+                ("norm_linear_glu", inputs, vec![self.write(node.outputs[0])?], params)
             }
             Op::NormLinearRopeAppend(op) if self.on_device() => {
                 let norm = self.weight(id, value(4), Layout::RowMajor, self.dtype(value(0)))?;
@@ -207,6 +208,11 @@ impl<'a> Selection<'a> {
                 ("norm_linear_rope_append", inputs, vec![self.write(node.outputs[0])?], params)
             }
             Op::Attention(op) => {
+                if op.window > 0 || op.softcap > 0.0 || node.inputs.len() > 2 {
+                    return Err(
+                        self.unsupported(id, "attention with a window, a soft cap or sinks has no kernel")
+                    );
+                }
                 let inputs = vec![self.read(value(0))?, self.cache(id, op.layer)?];
                 let params = vec![
                     int("head_dim", op.head_dim),
@@ -244,7 +250,10 @@ impl<'a> Selection<'a> {
         *self.target != Target::Cpu
     }
 
-    fn expect_panels(&self, id: NodeId, interleave: usize) -> Result<()> {
+    fn expect_panels(&self, id: NodeId, act: Activation, interleave: usize) -> Result<()> {
+        if act != Activation::Silu {
+            return Err(self.unsupported(id, format!("gating by {act} has no kernel")));
+        }
         if interleave == PANEL {
             return Ok(());
         }
@@ -288,8 +297,8 @@ impl<'a> Selection<'a> {
 
     fn is_projection(&self, weight: ValueId) -> bool {
         let at = |op: &Op| match op {
-            Op::Linear(_) | Op::LinearSiluMul(_) => Some(1),
-            Op::LinearAdd(_) | Op::NormLinear(_) | Op::NormLinearSiluMul(_) => Some(2),
+            Op::Linear(_) | Op::LinearGlu(_) => Some(1),
+            Op::LinearAdd(_) | Op::NormLinear(_) | Op::NormLinearGlu(_) => Some(2),
             Op::NormLinearRopeAppend(_) => Some(5),
             _ => None,
         };

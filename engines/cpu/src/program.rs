@@ -330,7 +330,8 @@ impl<'a> Binder<'a> {
                 self.require(out.dtype.is_float(), "output is no float")?;
                 let silu_mul = match self.param("epilogue")? {
                     Param::Name(n) if n == "store" => false,
-                    Param::Name(n) if n == "silu_mul" => true,
+                    // `silu_mul` is what plans of format 1.1 call it.
+                    Param::Name(n) if n == "glu" || n == "silu_mul" => true,
                     other => return self.refuse(format!("epilogue {other:?} is unknown")),
                 };
                 if silu_mul {

@@ -1,11 +1,16 @@
-//! `attention(q, state) {head_dim, heads, kv_heads, layer, out, scale}`: causal attention of each row over the
-//! positions of its own sequence up to and including its own; head `h` reads KV head `h / (heads / kv_heads)`.
+//! `attention(q, state, [@sinks]) {head_dim, heads, kv_heads, layer, out, scale, softcap, window}`: causal attention of
+//! each row over the positions of its own sequence up to and including its own, of a window only the last `window`
+//! ones; head `h` reads KV head `h / (heads / kv_heads)`.
 //!
-//! Score: `(q . k) * scale`, the dot product in f32 in ascending element order. Positions are cut into leaves of 128;
-//! in a leaf `p = exp(score - max)` with the leaf's own maximum, `sum(p)` by the contract's 16 lanes and tree, and
-//! `sum(p * v)` from zero in ascending position; leaves are folded left by `fold_leaf`. One division by the sum at the
-//! end, one rounding, to `out`. Which sequence and position a row has is the batch's knowledge, an implicit operand.
+//! Score: `(q . k) * scale`, the dot product in f32 in ascending element order; with a soft cap `softcap(score, cap)`
+//! of that. Positions are cut into leaves of 128, at multiples of 128 whatever the window; positions before the window
+//! take no part, and leaves that lie before it do not exist. In a leaf `p = exp(score - max)` with the leaf's own maximum,
+//! `sum(p)` by the contract's 16 lanes (position modulo 16) and tree, and `sum(p * v)` from zero in ascending position;
+//! leaves are folded left by `fold_leaf`. A sink is one more leaf, folded last: maximum `sinks[h]`, sum 1, no value
+//! (arXiv 2309.17453, in the form of gpt-oss). One division by the sum at the end, one rounding, to `out`. Which sequence
+//! and position a row has is the batch's knowledge, an implicit operand.
 
+use lathe_numerics::activation::softcap;
 use lathe_numerics::contract::{ATTENTION_LEAF, LeafState, TREE_LANES, fold_leaf, tree16};
 use lathe_numerics::{DType, exp};
 
@@ -14,7 +19,8 @@ use crate::interp::EvalCx;
 use crate::op::{Args, Attrs, Operation, dim_is, float_out};
 use crate::tensor::Value;
 
-/// `q: float[t, heads * head_dim]` and the state after this layer's append give `out[t, heads * head_dim]`.
+/// `q: float[t, heads * head_dim]`, the state after this layer's append, and `sinks: float[heads]` if there are any, give
+/// `out[t, heads * head_dim]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
     /// Cache layer.
@@ -27,13 +33,26 @@ pub struct Attention {
     pub head_dim: usize,
     /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Positions that a row sees, its own included; 0 for all.
+    pub window: usize,
+    /// Bound that scores are squashed into; 0 for none.
+    pub softcap: f32,
     /// Result type; f32 unless stated.
     pub out: DType,
 }
 
 impl Default for Attention {
     fn default() -> Self {
-        Self { layer: 0, heads: 0, kv_heads: 0, head_dim: 0, scale: 1.0, out: DType::F32 }
+        Self {
+            layer: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            scale: 1.0,
+            window: 0,
+            softcap: 0.0,
+            out: DType::F32,
+        }
     }
 }
 
@@ -54,35 +73,51 @@ pub(super) fn check_heads(
     Ok(())
 }
 
-/// One head of one row. `keys` and `values` start at the head's first element of position 0 and have `stride` elements
-/// per position; both cover exactly the visible positions.
-fn attend(q: &[f32], keys: &[f32], values: &[f32], stride: usize, scale: f32) -> Vec<f32> {
-    let d = q.len();
-    let mut state: Option<(LeafState, Vec<f32>)> = None;
-    for (ks, vs) in keys.chunks(ATTENTION_LEAF * stride).zip(values.chunks(ATTENTION_LEAF * stride)) {
-        let dot = |k: &[f32]| q.iter().zip(k).fold(0.0_f32, |sum, (a, b)| sum + a * b);
-        let scores: Vec<f32> = ks.chunks(stride).map(|k| dot(&k[..d]) * scale).collect();
-        let max = scores.iter().fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
-        let mut lanes = [0.0; TREE_LANES];
-        let mut acc = vec![0.0; d];
-        for (i, (score, v)) in scores.iter().zip(vs.chunks(stride)).enumerate() {
-            let p = exp::exp(score - max);
-            lanes[i % TREE_LANES] += p;
-            acc.iter_mut().zip(v).for_each(|(a, v)| *a += p * v);
-        }
-        let leaf = LeafState { max, sum: tree16(&lanes) };
-        state = Some(match state {
-            None => (leaf, acc),
-            Some((before, mut total)) => {
-                let (folded, fa, fb) = fold_leaf(before, leaf);
-                total.iter_mut().zip(&acc).for_each(|(a, b)| *a = *a * fa + b * fb);
-                (folded, total)
+impl Attention {
+    /// One head of one row. `keys` and `values` start at the head's first element of position 0 and have `stride`
+    /// elements per position; both end with the row's own position.
+    fn attend(&self, q: &[f32], keys: &[f32], values: &[f32], stride: usize, sink: Option<f32>) -> Vec<f32> {
+        let d = q.len();
+        let visible = keys.len().div_ceil(stride);
+        let first = if self.window == 0 { 0 } else { visible.saturating_sub(self.window) };
+        let mut state: Option<(LeafState, Vec<f32>)> = None;
+        let leaf_elements = ATTENTION_LEAF * stride;
+        for (leaf, (ks, vs)) in keys.chunks(leaf_elements).zip(values.chunks(leaf_elements)).enumerate() {
+            let skip = first.saturating_sub(leaf * ATTENTION_LEAF);
+            if skip >= ATTENTION_LEAF {
+                continue;
             }
-        });
+            let dot = |k: &[f32]| q.iter().zip(k).fold(0.0_f32, |sum, (a, b)| sum + a * b);
+            let scores: Vec<f32> =
+                ks.chunks(stride).skip(skip).map(|k| self.capped(dot(&k[..d]) * self.scale)).collect();
+            let max = scores.iter().fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
+            let mut lanes = [0.0; TREE_LANES];
+            let mut acc = vec![0.0; d];
+            for (i, (score, v)) in scores.iter().zip(vs.chunks(stride).skip(skip)).enumerate() {
+                let p = exp::exp(score - max);
+                lanes[(skip + i) % TREE_LANES] += p;
+                acc.iter_mut().zip(v).for_each(|(a, v)| *a += p * v);
+            }
+            state = Some(fold(state, LeafState { max, sum: tree16(&lanes) }, acc));
+        }
+        if let Some(max) = sink {
+            state = Some(fold(state, LeafState { max, sum: 1.0 }, vec![0.0; d]));
+        }
+        let Some((leaf, mut acc)) = state else { return vec![0.0; d] };
+        acc.iter_mut().for_each(|a| *a /= leaf.sum);
+        acc
     }
-    let Some((leaf, mut acc)) = state else { return vec![0.0; d] };
-    acc.iter_mut().for_each(|a| *a /= leaf.sum);
-    acc
+
+    fn capped(&self, score: f32) -> f32 {
+        if self.softcap == 0.0 { score } else { softcap(score, self.softcap) }
+    }
+}
+
+fn fold(state: Option<(LeafState, Vec<f32>)>, leaf: LeafState, acc: Vec<f32>) -> (LeafState, Vec<f32>) {
+    let Some((before, mut total)) = state else { return (leaf, acc) };
+    let (folded, fa, fb) = fold_leaf(before, leaf);
+    total.iter_mut().zip(&acc).for_each(|(a, b)| *a = *a * fa + b * fb);
+    (folded, total)
 }
 
 impl Operation for Attention {
@@ -94,11 +129,20 @@ impl Operation for Attention {
         a.required("kv_heads", &mut self.kv_heads);
         a.required("head_dim", &mut self.head_dim);
         a.required("scale", &mut self.scale);
+        a.optional("softcap", &mut self.softcap, 0.0);
+        a.optional("window", &mut self.window, 0);
         a.out(&mut self.out);
     }
 
     fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
-        args.expect(2, 2)?;
+        args.expect(2, 3)?;
+        if args.len() == 3 {
+            let (_, sinks) = args.float(2, "sinks", 1)?;
+            dim_is(&sinks[0], "length of sinks", self.heads)?;
+        }
+        if self.softcap < 0.0 {
+            return Err("softcap is negative".into());
+        }
         let (_, q) = args.float(0, "q", 2)?;
         check_heads(args.state(1, self.layer)?, self.heads, self.kv_heads, self.head_dim)?;
         let width = self.heads * self.head_dim;
@@ -110,15 +154,21 @@ impl Operation for Attention {
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let (d, stride) = (self.head_dim, self.kv_heads * self.head_dim);
         let q = inputs[0].floats()?;
+        let sinks = inputs.get(2).map(|s| s.floats()).transpose()?;
         let mut out = Vec::with_capacity(q.len());
         for (i, row) in q.chunks_exact(self.heads * d).enumerate() {
             let (keys, values) = cx.visible(self.layer, i)?;
             for (h, head) in row.chunks_exact(d).enumerate() {
                 let first = h / (self.heads / self.kv_heads) * d;
-                out.extend(attend(head, &keys[first..], &values[first..], stride, self.scale));
+                let sink = sinks.map(|s| s[h]);
+                out.extend(self.attend(head, &keys[first..], &values[first..], stride, sink));
             }
         }
         Ok(vec![cx.finish(0, out)])
+    }
+
+    fn is_weight(&self, input: usize) -> bool {
+        input == 2
     }
 
     fn cache_layer(&self) -> Option<usize> {
@@ -133,16 +183,28 @@ mod tests {
     use super::*;
 
     /// Softmax in f64 without leaves, over positions that are `stride` elements apart.
-    fn naive(q: &[f32], keys: &[f32], values: &[f32], stride: usize, scale: f32) -> Vec<f64> {
+    fn naive(
+        op: &Attention,
+        q: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        stride: usize,
+        sink: Option<f32>,
+    ) -> Vec<f64> {
         let d = q.len();
-        let score = |k: &[f32]| q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        let scores: Vec<f64> = keys.chunks(stride).map(|k| score(&k[..d]) * f64::from(scale)).collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let n = keys.len().div_ceil(stride);
+        let skip = if op.window == 0 { 0 } else { n.saturating_sub(op.window) };
+        let score = |k: &[f32]| {
+            let dot: f64 = q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let (score, cap) = (dot * f64::from(op.scale), f64::from(op.softcap));
+            if cap == 0.0 { score } else { cap * (score / cap).tanh() }
+        };
+        let scores: Vec<f64> = keys.chunks(stride).skip(skip).map(|k| score(&k[..d])).collect();
+        let max = scores.iter().copied().fold(sink.map_or(f64::NEG_INFINITY, f64::from), f64::max);
         let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-        let sum: f64 = p.iter().sum();
-        (0..d)
-            .map(|j| p.iter().zip(values.chunks(stride)).map(|(p, v)| p * f64::from(v[j])).sum::<f64>() / sum)
-            .collect()
+        let sum: f64 = p.iter().sum::<f64>() + sink.map_or(0.0, |s| (f64::from(s) - max).exp());
+        let values = || values.chunks(stride).skip(skip);
+        (0..d).map(|j| p.iter().zip(values()).map(|(p, v)| p * f64::from(v[j])).sum::<f64>() / sum).collect()
     }
 
     #[test]
@@ -151,14 +213,24 @@ mod tests {
         let random = |n: usize, seed: u64| -> Vec<f32> {
             (0..n).map(|i| uniform(seed, 0, i as u32) * 4.0 - 2.0).collect()
         };
-        for n in [1, 2, 127, 128, 129, 300, 512] {
-            let (keys, values) = (random(n * stride, 1), random(n * stride, 2));
-            for first in [0, 8, 16] {
-                let q = random(d, 3 + first as u64);
-                let (keys, values) = (&keys[first..], &values[first..]);
-                let got = attend(&q, keys, values, stride, 0.7);
-                for (got, want) in got.iter().zip(naive(&q, keys, values, stride, 0.7)) {
-                    assert!((f64::from(*got) - want).abs() < 2e-6, "{n} positions: {got}, want {want}");
+        let plain = Attention { scale: 0.7, ..Attention::default() };
+        let ops = [
+            (plain.clone(), None),
+            (Attention { window: 1, ..plain.clone() }, None),
+            (Attention { window: 129, ..plain.clone() }, Some(0.5)),
+            (Attention { softcap: 2.0, ..plain.clone() }, None),
+            (Attention { window: 40, softcap: 1.5, ..plain }, Some(-3.0)),
+        ];
+        for (op, sink) in ops {
+            for n in [1, 2, 127, 128, 129, 300, 512] {
+                let (keys, values) = (random(n * stride, 1), random(n * stride, 2));
+                for first in [0, 8, 16] {
+                    let q = random(d, 3 + first as u64);
+                    let (keys, values) = (&keys[first..], &values[first..]);
+                    let got = op.attend(&q, keys, values, stride, sink);
+                    for (got, want) in got.iter().zip(naive(&op, &q, keys, values, stride, sink)) {
+                        assert!((f64::from(*got) - want).abs() < 2e-6, "{op:?} {n}: {got}, want {want}");
+                    }
                 }
             }
         }
@@ -166,6 +238,7 @@ mod tests {
 
     #[test]
     fn one_position_gives_its_value() {
-        assert_eq!(attend(&[1.0, 2.0], &[3.0, 4.0], &[5.0, 6.0], 2, 1.0), [5.0, 6.0]);
+        let op = Attention::default();
+        assert_eq!(op.attend(&[1.0, 2.0], &[3.0, 4.0], &[5.0, 6.0], 2, None), [5.0, 6.0]);
     }
 }

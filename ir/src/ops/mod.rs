@@ -7,24 +7,24 @@ use crate::interp::EvalCx;
 use crate::op::{Args, Attrs, Cost, Operation};
 use crate::tensor::Value;
 
+mod activation;
 mod add;
 mod add_rms_norm;
 mod attention;
 mod embedding;
 mod gather_rows;
+mod glu;
 mod kv_append;
 mod linear;
 mod linear_add;
-mod linear_silu_mul;
+mod linear_glu;
 mod mul;
 mod norm_linear;
+mod norm_linear_glu;
 mod norm_linear_rope_append;
-mod norm_linear_silu_mul;
 mod rms_norm;
 mod rope;
 mod rope_append;
-mod silu;
-mod silu_mul;
 mod slice_cols;
 
 macro_rules! ops {
@@ -120,6 +120,7 @@ macro_rules! ops {
 }
 
 ops! {
+    activation::Activate,
     add::Add,
     add_rms_norm::AddRmsNorm,
     attention::Attention,
@@ -128,15 +129,14 @@ ops! {
     kv_append::KvAppend,
     linear::Linear,
     linear_add::LinearAdd,
-    linear_silu_mul::LinearSiluMul,
+    linear_glu::LinearGlu,
     mul::Mul,
     norm_linear::NormLinear,
     norm_linear_rope_append::NormLinearRopeAppend,
-    norm_linear_silu_mul::NormLinearSiluMul,
+    norm_linear_glu::NormLinearGlu,
     rms_norm::RmsNorm,
     rope::Rope,
     rope_append::RopeAppend,
-    silu::Silu,
-    silu_mul::SiluMul,
+    glu::Glu,
     slice_cols::SliceCols,
 }

@@ -23,8 +23,8 @@ fn errors_have_a_place_and_a_reason() {
             "line 2, column 8: rms_norm %a: eps missing",
         ),
         (
-            "graph @g(%b: f32[1, 1]) {\n  %a = silu %b {eps = 1} : f32[1, 1]",
-            "line 2, column 8: silu %a: unknown attribute eps",
+            "graph @g(%b: f32[1, 1]) {\n  %a = activation %b {act = silu, eps = 1} : f32[1, 1]",
+            "line 2, column 8: activation %a: unknown attribute eps",
         ),
         ("graph @g(%b: f32[1], %b: f32[1]) {", "line 1, column 22: %b: defined twice"),
         ("graph @g() {\n  weight @w : f32[1]\n  weight @w : f32[1]", "line 3, column 10: @w: declared twice"),

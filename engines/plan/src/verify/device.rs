@@ -178,7 +178,7 @@ fn covered(p: &Program, launches: &[DeviceLaunch], at: &dyn Fn() -> String) -> R
 fn gemm_layout(l: &Launch, parts: &Parts<'_>, at: &dyn Fn() -> String) -> Result<(), VerifyError> {
     let at_input = match l.kernel.as_str() {
         "gemm" | "linear_add" => 1,
-        "norm_linear" | "norm_linear_silu_mul" | "norm_linear_rope_append" => 2,
+        "norm_linear" | "norm_linear_glu" | "norm_linear_silu_mul" | "norm_linear_rope_append" => 2,
         _ => return Ok(()),
     };
     let Some(Place::Weight(index)) = l.inputs.get(at_input).map(|o| o.place) else { return Ok(()) };
@@ -195,7 +195,9 @@ fn gemm_layout(l: &Launch, parts: &Parts<'_>, at: &dyn Fn() -> String) -> Result
 pub(super) fn results(kernel: &str) -> Option<usize> {
     match kernel {
         "embedding" | "rms_norm" | "gemm" | "rope_append" | "attention" | "gather_rows" => Some(1),
-        "linear_add" | "norm_linear" | "norm_linear_silu_mul" | "norm_linear_rope_append" => Some(1),
+        "linear_add" | "norm_linear" | "norm_linear_glu" | "norm_linear_rope_append" => Some(1),
+        // What plans of format 1.1 call `norm_linear_glu`.
+        "norm_linear_silu_mul" => Some(1),
         "add_rms_norm" => Some(2),
         _ => None,
     }

@@ -1,10 +1,9 @@
-//! `silu_mul(gate_up) {cols, interleave, out}`: `out[c] = silu(gate[c]) * up[c]` on an interleaved projection.
+//! `glu(gate_up) {act, cols, interleave, out}`: `out[c] = act(gate[c]) * up[c]` on an interleaved projection.
 //!
 //! With `g = interleave`, column `c` has its gate at `(c / g) * 2g + c % g` and its up `g` columns later. All in f32,
-//! one rounding, to `out`: bit for bit `mul(silu(gate), up)` on f32 operands.
+//! one rounding, to `out`: bit for bit `mul(activation(gate), up)` on f32 operands.
 
-use lathe_numerics::DType;
-use lathe_numerics::exp::silu;
+use lathe_numerics::{Activation, DType};
 
 use crate::facts::{Dim, Facts};
 use crate::interp::EvalCx;
@@ -13,7 +12,9 @@ use crate::tensor::Value;
 
 /// `gate_up: float[t, 2 * ceil(cols / interleave) * interleave]` gives `out[t, cols]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SiluMul {
+pub struct Glu {
+    /// Of the gate.
+    pub act: Activation,
     /// Columns of the result; the operand is padded to whole groups.
     pub cols: usize,
     /// Columns per group.
@@ -22,19 +23,25 @@ pub struct SiluMul {
     pub out: DType,
 }
 
-impl Default for SiluMul {
+impl Default for Glu {
     fn default() -> Self {
-        Self { cols: 0, interleave: 16, out: DType::F32 }
+        Self { act: Activation::Silu, cols: 0, interleave: 16, out: DType::F32 }
     }
 }
 
 /// The activation of rows of `width` columns, unrounded.
-pub(super) fn activate(gate_up: &[f32], width: usize, cols: usize, group: usize) -> Vec<f32> {
+pub(super) fn activate(
+    gate_up: &[f32],
+    act: Activation,
+    width: usize,
+    cols: usize,
+    group: usize,
+) -> Vec<f32> {
     let mut out = Vec::with_capacity(gate_up.len() / width * cols);
     for row in gate_up.chunks_exact(width) {
         for c in 0..cols {
             let gate = c / group * 2 * group + c % group;
-            out.push(silu(row[gate]) * row[gate + group]);
+            out.push(act.apply(row[gate]) * row[gate + group]);
         }
     }
     out
@@ -51,10 +58,11 @@ pub(super) fn padded(cols: usize, group: usize) -> Result<usize, String> {
     Ok(cols.div_ceil(group) * group * 2)
 }
 
-impl Operation for SiluMul {
-    const NAME: &'static str = "silu_mul";
+impl Operation for Glu {
+    const NAME: &'static str = "glu";
 
     fn attrs(&mut self, a: &mut Attrs) {
+        a.required("act", &mut self.act);
         a.required("cols", &mut self.cols);
         a.required("interleave", &mut self.interleave);
         a.out(&mut self.out);
@@ -70,7 +78,7 @@ impl Operation for SiluMul {
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let width = inputs[0].tensor()?.row_len();
-        Ok(vec![cx.finish(0, activate(inputs[0].floats()?, width, self.cols, self.interleave))])
+        Ok(vec![cx.finish(0, activate(inputs[0].floats()?, self.act, width, self.cols, self.interleave))])
     }
 
     fn is_rowwise(&self, _input: usize) -> bool {
@@ -80,6 +88,8 @@ impl Operation for SiluMul {
 
 #[cfg(test)]
 mod tests {
+    use lathe_numerics::exp::silu;
+
     use super::*;
     use crate::interp::testing::{eval, floats, try_eval};
 
@@ -87,9 +97,10 @@ mod tests {
     fn reads_groups_in_turn() {
         // Groups of 2, 3 columns: gate 0, gate 1, up 0, up 1, gate 2, pad, up 2, pad.
         let x = floats(DType::F32, [1, 8], &[0.0, 1.0, 9.0, 2.0, -1.0, 5.0, 3.0, 5.0]);
-        let got = eval(SiluMul { cols: 3, interleave: 2, out: DType::F32 }, &[&x]);
+        let got = eval(Glu { act: Activation::Silu, cols: 3, interleave: 2, out: DType::F32 }, &[&x]);
         assert_eq!(got, [0.0, silu(1.0) * 2.0, silu(-1.0) * 3.0]);
-        let why = try_eval(SiluMul { cols: 5, interleave: 2, out: DType::F32 }, &[&x]).unwrap_err();
+        let why = try_eval(Glu { act: Activation::Silu, cols: 5, interleave: 2, out: DType::F32 }, &[&x])
+            .unwrap_err();
         assert_eq!(why, "columns of gate_up (8) differs from the attributes (12)");
     }
 }

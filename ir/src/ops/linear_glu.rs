@@ -1,19 +1,21 @@
-//! `linear_silu_mul(x, @gate_up, [@bias]) {cols, interleave, out}`: `silu_mul(linear(x, gate_up, bias))`.
+//! `linear_glu(x, @gate_up, [@bias]) {act, cols, interleave, out}`: `glu(linear(x, gate_up, bias))`.
 //!
-//! The projection stays in f32; one rounding, to `out`. Bit for bit `linear` followed by `silu_mul`.
+//! The projection stays in f32; one rounding, to `out`. Bit for bit `linear` followed by `glu`.
 
-use lathe_numerics::DType;
+use lathe_numerics::{Activation, DType};
 
 use crate::facts::{Bindings, Dim, Facts};
 use crate::interp::EvalCx;
 use crate::op::{Args, Attrs, Cost, Operation, float_out};
-use crate::ops::{linear, silu_mul};
+use crate::ops::{glu, linear};
 use crate::tensor::Value;
 
 /// `x: float[t, k]`, `gate_up: float[2 * ceil(cols / interleave) * interleave, k]`, a bias of as many rows, gives
 /// `out[t, cols]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LinearSiluMul {
+pub struct LinearGlu {
+    /// Of the gate.
+    pub act: Activation,
     /// Columns of the result; the weight is padded to whole groups.
     pub cols: usize,
     /// Weight rows per group.
@@ -22,16 +24,17 @@ pub struct LinearSiluMul {
     pub out: DType,
 }
 
-impl Default for LinearSiluMul {
+impl Default for LinearGlu {
     fn default() -> Self {
-        Self { cols: 0, interleave: 16, out: DType::F32 }
+        Self { act: Activation::Silu, cols: 0, interleave: 16, out: DType::F32 }
     }
 }
 
-impl Operation for LinearSiluMul {
-    const NAME: &'static str = "linear_silu_mul";
+impl Operation for LinearGlu {
+    const NAME: &'static str = "linear_glu";
 
     fn attrs(&mut self, a: &mut Attrs) {
+        a.required("act", &mut self.act);
         a.required("cols", &mut self.cols);
         a.required("interleave", &mut self.interleave);
         a.out(&mut self.out);
@@ -39,7 +42,7 @@ impl Operation for LinearSiluMul {
 
     fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
         let (rows, n) = linear::check(args)?;
-        let want = silu_mul::padded(self.cols, self.interleave)?;
+        let want = glu::padded(self.cols, self.interleave)?;
         if n != want {
             return Err(format!("gate_up has {n} rows, expected {want}"));
         }
@@ -49,7 +52,9 @@ impl Operation for LinearSiluMul {
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let width = inputs[1].tensor()?.shape[0];
-        Ok(vec![cx.finish(0, silu_mul::activate(&linear::apply(inputs)?, width, self.cols, self.interleave))])
+        Ok(vec![
+            cx.finish(0, glu::activate(&linear::apply(inputs)?, self.act, width, self.cols, self.interleave)),
+        ])
     }
 
     fn is_rowwise(&self, input: usize) -> bool {
@@ -73,10 +78,11 @@ mod tests {
     use crate::interp::testing::{eval, floats};
 
     #[test]
-    fn is_silu_mul_of_linear() {
+    fn is_glu_of_linear() {
         let x = floats(DType::F32, [1, 1], &[2.0]);
         let w = floats(DType::F32, [2, 1], &[0.5, 3.0]);
-        let got = eval(LinearSiluMul { cols: 1, interleave: 1, out: DType::F32 }, &[&x, &w]);
+        let got =
+            eval(LinearGlu { act: Activation::Silu, cols: 1, interleave: 1, out: DType::F32 }, &[&x, &w]);
         assert_eq!(got, [silu(1.0) * 6.0]);
     }
 }

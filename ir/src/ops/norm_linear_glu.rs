@@ -1,20 +1,22 @@
-//! `norm_linear_silu_mul(x, @norm, @gate_up, [@bias]) {cols, eps, interleave, out}`:
-//! `linear_silu_mul {cols, interleave, out} (rms_norm {eps} (x, norm), gate_up, bias)`.
+//! `norm_linear_glu(x, @norm, @gate_up, [@bias]) {act, cols, eps, interleave, out}`:
+//! `linear_glu {act, cols, interleave, out} (rms_norm {eps} (x, norm), gate_up, bias)`.
 //!
 //! Rounding points: the normed row, to the type of `x`; the result, to `out`. Bit for bit the two ops.
 
-use lathe_numerics::DType;
+use lathe_numerics::{Activation, DType};
 
 use crate::facts::{Bindings, Facts};
 use crate::interp::EvalCx;
 use crate::op::{Args, Attrs, Cost, Operation};
 use crate::ops::norm_linear::{self, behind_norm};
-use crate::ops::{LinearSiluMul, linear, silu_mul};
+use crate::ops::{LinearGlu, glu, linear};
 use crate::tensor::Value;
 
-/// `x: D[t, k]`, `norm: float[k]`, then the other operands of `linear_silu_mul`, give `out[t, cols]`.
+/// `x: D[t, k]`, `norm: float[k]`, then the other operands of `linear_glu`, give `out[t, cols]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct NormLinearSiluMul {
+pub struct NormLinearGlu {
+    /// Of the gate.
+    pub act: Activation,
     /// Added to the mean square.
     pub eps: f32,
     /// Columns of the result.
@@ -25,16 +27,17 @@ pub struct NormLinearSiluMul {
     pub out: DType,
 }
 
-impl Default for NormLinearSiluMul {
+impl Default for NormLinearGlu {
     fn default() -> Self {
-        Self { eps: 0.0, cols: 0, interleave: 16, out: DType::F32 }
+        Self { act: Activation::Silu, eps: 0.0, cols: 0, interleave: 16, out: DType::F32 }
     }
 }
 
-impl Operation for NormLinearSiluMul {
-    const NAME: &'static str = "norm_linear_silu_mul";
+impl Operation for NormLinearGlu {
+    const NAME: &'static str = "norm_linear_glu";
 
     fn attrs(&mut self, a: &mut Attrs) {
+        a.required("act", &mut self.act);
         a.required("eps", &mut self.eps);
         a.required("cols", &mut self.cols);
         a.required("interleave", &mut self.interleave);
@@ -42,14 +45,14 @@ impl Operation for NormLinearSiluMul {
     }
 
     fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
-        let op = LinearSiluMul { cols: self.cols, interleave: self.interleave, out: self.out };
+        let op = LinearGlu { act: self.act, cols: self.cols, interleave: self.interleave, out: self.out };
         behind_norm(args, self.eps, |args| op.infer(args))
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let width = inputs[2].tensor()?.shape[0];
         let projection = norm_linear::apply(inputs, self.eps)?;
-        Ok(vec![cx.finish(0, silu_mul::activate(&projection, width, self.cols, self.interleave))])
+        Ok(vec![cx.finish(0, glu::activate(&projection, self.act, width, self.cols, self.interleave))])
     }
 
     fn is_rowwise(&self, input: usize) -> bool {
@@ -73,10 +76,10 @@ mod tests {
     use crate::interp::testing::{eval, floats, vector};
 
     #[test]
-    fn is_silu_mul_of_the_normed_row() {
+    fn is_glu_of_the_normed_row() {
         let x = floats(DType::F32, [1, 1], &[5.0]);
         let w = floats(DType::F32, [2, 1], &[0.5, 3.0]);
-        let op = NormLinearSiluMul { eps: 0.0, cols: 1, interleave: 1, out: DType::F32 };
+        let op = NormLinearGlu { act: Activation::Silu, eps: 0.0, cols: 1, interleave: 1, out: DType::F32 };
         assert_eq!(eval(op, &[&x, &vector(DType::F32, &[2.0]), &w]), [silu(1.0) * 6.0]);
     }
 }
