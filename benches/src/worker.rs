@@ -1,6 +1,7 @@
 //! Our engine behind the line protocol of `peer.rs`: loads once, then runs one case per line of standard input.
 
 use std::io::{BufRead, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +14,7 @@ use lathe_cpu::{CpuEngine, CpuOptions};
 use lathe_plan::Plan;
 use lathe_plan::schema::Place;
 
-use crate::cases::Case;
+use crate::cases::{Case, Extra};
 use crate::machine::{Roof, WAYS};
 use crate::peer::{Hello, Timing};
 use crate::trace::Trace;
@@ -24,6 +25,8 @@ struct Bench {
     step: StepPlan,
     out: StepOutput,
     last: Vec<u32>,
+    /// Cases whose prompts lie in the cache.
+    kept: Vec<Case>,
 }
 
 impl Bench {
@@ -34,7 +37,7 @@ impl Bench {
         let (t, s) = (info.max_num_tokens as usize, info.max_batch as usize);
         let step = StepPlan::with_capacity(t, s, s, info.n_blocks as usize);
         let out = StepOutput::with_capacity(s);
-        Ok(Bench { engine, step, out, last: Vec::with_capacity(s) })
+        Ok(Bench { engine, step, out, last: Vec::with_capacity(s), kept: vec![] })
     }
 
     fn fits(&self, case: &Case) -> Result<()> {
@@ -42,7 +45,6 @@ impl Bench {
         let blocks = case.sequences * (case.prompt + case.new).div_ceil(info.block_tokens);
         ensure!(
             case.sequences <= info.max_batch
-                && case.sequences * case.prompt <= info.max_num_tokens
                 && case.prompt + case.new <= info.max_seq_len
                 && blocks <= info.n_blocks,
             "the case does not fit the plan's limits: {case:?}"
@@ -50,61 +52,95 @@ impl Bench {
         Ok(())
     }
 
-    /// One step in which every sequence has `q_len` rows up to position `kv_len` and its last row is sampled.
-    fn step(&mut self, case: &Case, q_len: u32, kv_len: u32) -> Result<()> {
-        let per = (case.prompt + case.new).div_ceil(self.engine.info().block_tokens);
+    /// One step in which each of `sequences` has `q_len` rows up to position `kv_len` and its last row is sampled:
+    /// rows of its prompt, or its last token.
+    fn step(&mut self, case: &Case, sequences: Range<u32>, q_len: u32, kv_len: u32) -> Result<()> {
+        let info = self.engine.info();
+        let per = (case.prompt + case.new).div_ceil(info.block_tokens);
+        // Nothing else reaches the pool's end.
+        let base = if case.extra == Extra::Kept { info.n_blocks - case.sequences * per } else { 0 };
         self.step.clear();
-        for s in 0..case.sequences {
-            match self.last.get(s as usize) {
-                Some(id) => self.step.tokens.push(TokenSource::Literal(*id)),
-                None => self.step.tokens.extend(case.prompt(s).map(TokenSource::Literal)),
+        for (i, s) in (0..).zip(sequences) {
+            if kv_len <= case.prompt {
+                let rows = case.prompt(s).take(kv_len as usize).skip((kv_len - q_len) as usize);
+                self.step.tokens.extend(rows.map(TokenSource::Literal));
+            } else {
+                self.step.tokens.push(TokenSource::Literal(self.last[s as usize]));
             }
             self.step.positions.extend(kv_len - q_len..kv_len);
-            self.step.blocks.extend(s * per..(s + 1) * per);
+            self.step.blocks.extend(base + s * per..base + (s + 1) * per);
             self.step.seqs.push(SeqStep {
                 slot: Slot(s),
-                q_start: s * q_len,
+                q_start: i * q_len,
                 q_len,
                 kv_len,
-                blocks_start: s * per,
+                blocks_start: i * per,
                 blocks_len: per,
                 adapter: None,
             });
-            self.step.rows.push(SampleRow {
-                row: (s + 1) * q_len - 1,
-                slot: Slot(s),
-                position: kv_len,
-                wanted: Wanted::Sample,
-                params: SamplingParams::default(),
-                top_logprobs: None,
-                suppress_stops: false,
-            });
+            if kv_len >= case.prompt {
+                self.step.rows.push(SampleRow {
+                    row: (i + 1) * q_len - 1,
+                    slot: Slot(s),
+                    position: kv_len,
+                    wanted: Wanted::Sample,
+                    params: SamplingParams::default(),
+                    top_logprobs: None,
+                    suppress_stops: false,
+                });
+            }
         }
         let ticket = self.engine.submit(&self.step)?;
         self.engine.sample(ticket, None)?;
         self.engine.collect(ticket, &mut self.out)?;
-        self.last.clear();
-        self.last.extend(self.out.rows.iter().map(|r| r.token.id));
+        for (row, out) in self.step.rows.iter().zip(&self.out.rows) {
+            self.last[row.slot.0 as usize] = out.token.id;
+        }
+        Ok(())
+    }
+
+    /// All prompts in as few steps as the plan's largest one allows.
+    fn prompts(&mut self, case: &Case) -> Result<()> {
+        let most = self.engine.info().max_num_tokens;
+        if case.prompt > most {
+            for s in 0..case.sequences {
+                for start in (0..case.prompt).step_by(most as usize) {
+                    let end = case.prompt.min(start + most);
+                    self.step(case, s..s + 1, end - start, end)?;
+                }
+            }
+            return Ok(());
+        }
+        let together = most / case.prompt;
+        for s in (0..case.sequences).step_by(together as usize) {
+            self.step(case, s..case.sequences.min(s + together), case.prompt, case.prompt)?;
+        }
         Ok(())
     }
 
     fn run(&mut self, case: &Case, trace: Option<&Trace>) -> Result<Timing> {
         self.fits(case)?;
         self.last.clear();
+        self.last.resize(case.sequences as usize, 0);
         for s in 0..case.sequences {
             self.engine.bind(Slot(s), SlotState::default())?;
         }
         let show = |what: &str| trace.map_or(Ok(()), |t| t.take(&mut std::io::stderr().lock(), what));
         show("before")?;
         let start = Instant::now();
-        self.step(case, case.prompt, case.prompt)?;
+        if !self.kept.contains(case) {
+            self.prompts(case)?;
+        }
+        if case.extra == Extra::Kept && !self.kept.contains(case) {
+            self.kept.push(*case);
+        }
         let prefill_s = start.elapsed().as_secs_f64();
         show(&format!("prefill {}x{}, {:.1} ms", case.sequences, case.prompt, prefill_s * 1e3))?;
-        let mut reads = case.reads.then(Reads::new);
+        let mut reads = (case.extra == Extra::Reads).then(Reads::new);
         let mut decode_s = 0.0;
         for i in 1..=case.new {
             let start = Instant::now();
-            self.step(case, 1, case.prompt + i)?;
+            self.step(case, 0..case.sequences, 1, case.prompt + i)?;
             decode_s += start.elapsed().as_secs_f64();
             if let Some(reads) = &mut reads {
                 reads.next(self.engine.info().threads);
