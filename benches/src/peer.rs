@@ -68,7 +68,20 @@ impl Peer {
 
     /// Runs a case and waits for it.
     pub fn run(&mut self, case: &Case) -> Result<Timing> {
-        self.input.write_all(case.line().as_bytes())?;
+        self.ask(&case.line())
+    }
+
+    /// vLLM alone: GFLOP/s of torch's bf16 product of two `n` x `n` matrices.
+    pub fn matmul(&mut self, n: usize) -> Result<f64> {
+        #[derive(Deserialize)]
+        struct Rate {
+            gflop_s: f64,
+        }
+        Ok(self.ask::<Rate>(&format!("matmul {n}\n"))?.gflop_s)
+    }
+
+    fn ask<T: serde::de::DeserializeOwned>(&mut self, question: &str) -> Result<T> {
+        self.input.write_all(question.as_bytes())?;
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         serde_json::from_str(&line).with_context(|| format!("{}: said {line:?}", self.hello.name))

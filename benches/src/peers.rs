@@ -1,14 +1,15 @@
-//! Lathe and llama.cpp side by side: the same cases in turn, in pairs, with the machine's bounds measured between.
+//! Lathe, llama.cpp and vLLM side by side: the same cases in turn, with the machine's bounds measured between.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lathe_plan::Plan;
 use serde::Serialize;
 
-use crate::cases::{CASES, Case, ROOFLINE};
+use crate::cases::{CASES, Case, EIGHT, Extra, LONG, MANY, MANY_LONG, ONE, ROOFLINE};
 use crate::machine::{Machine, Others, QUIET, multiply_rate, wait_quiet};
 use crate::peer::{Hello, Peer, Timing};
 use crate::stats::Spread;
@@ -23,9 +24,15 @@ pub struct Args {
     /// Threads of each engine
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Pairs on a quiet machine to gather for each case
+    /// Whom to compare with, of llama, vllm (compiled, its default) and vllm-eager
+    #[arg(long, value_delimiter = ',', default_value = "llama,vllm")]
+    peers: Vec<String>,
+    /// Cases to run, all unless named: "1 sequence", "8 sequences", "32 sequences", "1 long", "32 long"
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<String>,
+    /// Rounds on a quiet machine to gather for each case
     #[arg(long, default_value_t = 5)]
-    pairs: usize,
+    rounds: usize,
     /// Rounds after which to stop, quiet or not
     #[arg(long, default_value_t = 12)]
     max_rounds: usize,
@@ -49,18 +56,18 @@ struct Half {
     others: f64,
 }
 
-/// Both engines' runs of a case, one right after the other.
+/// All engines' runs of a case, one right after the other; by engine, ours first, `None` where one does not run it.
 #[derive(Clone, Debug, Serialize)]
-struct Pair {
+struct Turn {
     case: &'static str,
-    lathe_first: bool,
-    lathe: Half,
-    llama: Half,
+    /// Engine that ran first; the others followed in their order.
+    first: usize,
+    halves: Vec<Option<Half>>,
 }
 
-impl Pair {
+impl Turn {
     fn quiet(&self) -> bool {
-        self.lathe.others < QUIET && self.llama.others < QUIET
+        self.halves.iter().flatten().all(|h| h.others < QUIET)
     }
 }
 
@@ -90,15 +97,17 @@ impl Rate {
 #[derive(Debug, Serialize)]
 struct Line {
     what: String,
-    /// Tokens per second.
-    lathe: Spread,
-    llama: Spread,
-    /// Lathe / llama.cpp, by pairs.
-    ratio: Spread,
-    /// Least ratio that Lathe is held to.
+    /// Tokens per second of each engine that runs the case.
+    rates: BTreeMap<String, Spread>,
+    /// Lathe / peer, by turns.
+    ratios: BTreeMap<String, Spread>,
+    /// Lathe / the peer that was best in the turn.
+    of_best: Spread,
+    /// Least `of_best` that Lathe is held to.
     asked: Option<f64>,
-    quiet_pairs: usize,
-    /// True when fewer quiet pairs were had than asked for: the numbers are of all pairs, and no claims.
+    quiet_turns: usize,
+    turns: usize,
+    /// True when fewer quiet turns were had than asked for: the numbers are of all turns, and no claims.
     loaded: bool,
 }
 
@@ -122,7 +131,16 @@ struct Round {
     lathe_gb_s: f64,
     /// `vdpbf16ps` on registers; NaN on a machine without it.
     bf16_gflop_s: f64,
+    /// torch's own bf16 product of two matrices of 2,048 and 4,096; the faster. NaN without vLLM.
+    torch_gflop_s: f64,
     others: f64,
+}
+
+/// An engine and what its process takes.
+#[derive(Debug, Serialize)]
+struct Engine {
+    hello: Hello,
+    memory: results::Rss,
 }
 
 #[derive(Debug, Serialize)]
@@ -132,26 +150,39 @@ struct Report {
     shape: String,
     threads: usize,
     machine: Machine,
-    lathe: Hello,
-    llama: Hello,
-    lathe_memory: results::Rss,
-    llama_memory: results::Rss,
+    engines: Vec<Engine>,
     roofline: Roofline,
     bf16_gflop_s: Option<Spread>,
+    torch_gflop_s: Option<Spread>,
+    /// Prefill of 512 in multiplications of weights, over torch's rate.
+    prefill_of_torch: Option<f64>,
     lines: Vec<Line>,
-    pairs: Vec<Pair>,
+    turns: Vec<Turn>,
 }
 
-const LINES: [(&str, usize, Rate, Option<f64>); 6] = [
-    ("prefill 512", 0, Rate::Prefill, Some(0.8)),
-    ("decode, 1 sequence", 0, Rate::Decode, None),
-    ("decode, 8 sequences", 1, Rate::Decode, None),
-    ("whole, 8 sequences", 1, Rate::Whole, None),
-    ("decode, 32 sequences", 2, Rate::Decode, Some(1.0)),
-    ("whole, 32 sequences", 2, Rate::Whole, Some(1.0)),
+/// What is shown, of which case, and what is asked of 1b and of 160m.
+const LINES: [(&str, &str, Rate, Option<[f64; 2]>); 11] = [
+    ("prefill 512", ONE, Rate::Prefill, Some([1.1, 1.1])),
+    ("decode, 1 sequence", ONE, Rate::Decode, Some([1.0, 1.15])),
+    ("prefill, 8 sequences", EIGHT, Rate::Prefill, None),
+    ("decode, 8 sequences", EIGHT, Rate::Decode, Some([1.15, 1.15])),
+    ("whole, 8 sequences", EIGHT, Rate::Whole, None),
+    ("prefill, 32 sequences", MANY, Rate::Prefill, None),
+    ("decode, 32 sequences", MANY, Rate::Decode, Some([1.15, 1.2])),
+    ("whole, 32 sequences", MANY, Rate::Whole, None),
+    ("prefill 4,032", LONG, Rate::Prefill, Some([1.2, 1.2])),
+    ("decode after 4,032", LONG, Rate::Decode, Some([1.2, 1.2])),
+    ("decode, 32 sequences after 1,024", MANY_LONG, Rate::Decode, Some([1.2, 1.2])),
 ];
 /// Share of the read roofline that decoding one sequence is held to.
-const DECODE_SHARE: f64 = 0.75;
+const DECODE_SHARE: f64 = 0.93;
+/// Share of torch's rate that prefill of 512 is held to.
+const PREFILL_SHARE: f64 = 0.85;
+
+/// vLLM has no way to decode again after a prompt that was run once.
+fn runs(engine: &str, case: &Case) -> bool {
+    !engine.starts_with("vLLM") || case.name != MANY_LONG
+}
 
 fn half(peer: &mut Peer, case: &Case, processes: &[u32], wait: &mut Duration) -> Result<Half> {
     wait_quiet(processes, wait)?;
@@ -160,74 +191,112 @@ fn half(peer: &mut Peer, case: &Case, processes: &[u32], wait: &mut Duration) ->
     Ok(Half { prefill_s, decode_s, others: others.cores()? })
 }
 
+fn peer(name: &str, args: &Args) -> Result<Peer> {
+    let (package, mode) = name.split_once('-').unwrap_or((name, ""));
+    let known = matches!((package, mode), ("llama", "") | ("vllm", "" | "eager"));
+    ensure!(known, "no peer is called {name}; known are llama, vllm, vllm-eager");
+    let python = cache::python(package)?;
+    let mut c = Command::new(&python);
+    match package {
+        "llama" => c.arg(cache::script("llama.py")).arg(cache::gguf(&args.shape, &python)?),
+        _ => c.arg(cache::script("vllm_cpu.py")).arg(cache::config_folder(&args.shape)?),
+    };
+    c.arg(args.threads.to_string()).args(Some(mode).filter(|m| !m.is_empty()));
+    Peer::start(c)
+}
+
 /// Runs the comparison, prints the table, writes the numbers.
 pub fn run(args: &Args) -> Result<()> {
-    let python = cache::python()?;
-    let gguf = cache::gguf(&args.shape, &python)?;
     let plan = match &args.plan {
         Some(plan) => plan.clone(),
         None => cache::plan(&args.shape)?,
     };
-    let bytes_per_token = worker::bytes_per_step(&Plan::open(&plan)?)?;
-    let mut lathe = Peer::start(ours(&plan, args.threads)?)?;
-    let mut llama = Peer::start({
-        let mut c = Command::new(&python);
-        c.arg(cache::llama_script()).arg(&gguf).arg(args.threads.to_string());
-        c
-    })?;
-    let processes = [lathe.id(), llama.id()];
-    for case in CASES {
-        let short = Case { new: 2, ..case };
-        lathe.run(&short)?;
-        llama.run(&short)?;
+    let wanted = |case: &&Case| args.cases.is_empty() || args.cases.iter().any(|c| c == case.name);
+    let cases: Vec<Case> = CASES.iter().filter(wanted).copied().collect();
+    ensure!(!cases.is_empty(), "no case is called {}", args.cases.join(", "));
+    let opened = Plan::open(&plan)?;
+    let bytes_per_token = worker::bytes_per_step(&opened)?;
+    let mut engines = vec![Peer::start(ours(&plan, args.threads)?)?];
+    for name in &args.peers {
+        engines.push(peer(name, args)?);
+    }
+    let processes: Vec<u32> = engines.iter().map(Peer::id).collect();
+    for case in &cases {
+        for engine in engines.iter_mut().filter(|e| runs(&e.hello.name, case)) {
+            // A kept case is itself only in full.
+            let new = if case.extra == Extra::Kept { case.new } else { 2 };
+            engine.run(&Case { new, ..*case })?;
+        }
     }
 
     let mut wait = Duration::from_secs(args.wait);
-    let (mut pairs, mut rounds): (Vec<Pair>, Vec<Round>) = (vec![], vec![]);
+    let (mut turns, mut rounds): (Vec<Turn>, Vec<Round>) = (vec![], vec![]);
     let quiet =
-        |pairs: &[Pair], case: &Case| pairs.iter().filter(|p| p.case == case.name && p.quiet()).count();
+        |turns: &[Turn], case: &Case| turns.iter().filter(|t| t.case == case.name && t.quiet()).count();
     for round in 0..args.max_rounds {
-        let enough = CASES.iter().all(|c| quiet(&pairs, c) >= args.pairs);
-        if enough && rounds.iter().filter(|r| r.others < QUIET).count() >= args.pairs {
+        let enough = cases.iter().all(|c| quiet(&turns, c) >= args.rounds);
+        if enough && rounds.iter().filter(|r| r.others < QUIET).count() >= args.rounds {
             break;
         }
-        rounds.push(roofline(&mut lathe, bytes_per_token, args.threads, &processes, &mut wait)?);
-        for case in &CASES {
-            let lathe_first = round % 2 == 0;
-            let mut ours = None;
-            if lathe_first {
-                ours = Some(half(&mut lathe, case, &processes, &mut wait)?);
+        rounds.push(roofline(&mut engines, bytes_per_token, args.threads, &processes, &mut wait)?);
+        for case in &cases {
+            if quiet(&turns, case) >= args.rounds {
+                continue;
             }
-            let theirs = half(&mut llama, case, &processes, &mut wait)?;
-            let ours = match ours {
-                Some(half) => half,
-                None => half(&mut lathe, case, &processes, &mut wait)?,
-            };
-            let rate = |h: &Half| (Rate::Prefill.of(case, h), Rate::Decode.of(case, h));
-            let (a, b) = (rate(&ours), rate(&theirs));
-            eprintln!(
-                "round {round}, {:12}: prefill {:.1} : {:.1}, decode {:.2} : {:.2} tok/s, others {:.2} : {:.2} cores",
-                case.name, a.0, b.0, a.1, b.1, ours.others, theirs.others
-            );
-            pairs.push(Pair { case: case.name, lathe_first, lathe: ours, llama: theirs });
+            let n = engines.len();
+            let first = round % n;
+            let mut halves = vec![None; n];
+            for i in (first..n).chain(0..first) {
+                if !runs(&engines[i].hello.name, case) {
+                    continue;
+                }
+                halves[i] = Some(half(&mut engines[i], case, &processes, &mut wait)?);
+            }
+            let shown: Vec<String> = halves
+                .iter()
+                .flatten()
+                .map(|h| {
+                    let (p, d) = (Rate::Prefill.of(case, h), Rate::Decode.of(case, h));
+                    format!("{p:.1} {d:.2} tok/s ({:.2} others)", h.others)
+                })
+                .collect();
+            eprintln!("round {round}, {:12}: prefill, decode {}", case.name, shown.join(" : "));
+            turns.push(Turn { case: case.name, first, halves });
         }
     }
 
-    let lines = LINES.iter().map(|l| line(*l, &pairs, args.pairs)).collect::<Result<Vec<Line>>>()?;
+    let names: Vec<String> = engines.iter().map(|e| e.hello.name.clone()).collect();
+    let mut lines = vec![];
+    for (what, case, rate, asked) in LINES {
+        if let Some(case) = cases.iter().find(|c| c.name == case) {
+            let asked = asked.and_then(|a| match args.shape.as_str() {
+                "1b" => Some(a[0]),
+                "160m" => Some(a[1]),
+                _ => None,
+            });
+            lines.push(line(what, case, rate, asked, &names, &turns, args.rounds)?);
+        }
+    }
+    let torch_gflop_s = Spread::of(rounds.iter().map(|r| r.torch_gflop_s).filter(|r| r.is_finite()));
+    let layers = worker::bytes_per_step(&opened)? - worker::head_bytes(&opened)?;
+    let prefill = lines.iter().find(|l| l.what == "prefill 512").and_then(|l| l.rates.get("lathe"));
     let report = Report {
         date: results::date(),
         commit: results::commit(),
         shape: args.shape.clone(),
         threads: args.threads,
         machine: Machine::detect()?,
-        lathe_memory: results::Rss::of(lathe.id())?,
-        llama_memory: results::Rss::of(llama.id())?,
-        lathe: lathe.hello.clone(),
-        llama: llama.hello.clone(),
+        engines: engines
+            .iter()
+            .map(|e| Ok(Engine { hello: e.hello.clone(), memory: results::Rss::of(e.id())? }))
+            .collect::<Result<_>>()?,
         bf16_gflop_s: Spread::of(rounds.iter().map(|r| r.bf16_gflop_s).filter(|r| r.is_finite())),
-        roofline: share(rounds, bytes_per_token, args.pairs)?,
+        // Two bytes of weight are one multiplication and one addition per id.
+        prefill_of_torch: prefill.zip(torch_gflop_s).map(|(p, t)| p.median * layers as f64 / 1e9 / t.median),
+        torch_gflop_s,
+        roofline: share(rounds, bytes_per_token, args.rounds)?,
         lines,
-        pairs,
+        turns,
     };
     print(&report);
     let suffix = if args.shape == "1b" { String::new() } else { format!("-{}", args.shape) };
@@ -236,7 +305,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn roofline(
-    lathe: &mut Peer,
+    engines: &mut [Peer],
     bytes_per_token: u64,
     threads: usize,
     processes: &[u32],
@@ -244,11 +313,15 @@ fn roofline(
 ) -> Result<Round> {
     wait_quiet(processes, wait)?;
     let others = Others::start(processes)?;
-    let timing = lathe.run(&ROOFLINE)?;
+    let timing = engines[0].run(&ROOFLINE)?;
     let read_gb_s = timing.read_gb_s.context("the worker gave no read bandwidth")?;
     let lathe_gb_s = bytes_per_token as f64 * f64::from(ROOFLINE.new) / timing.decode_s / 1e9;
-    let round =
-        Round { read_gb_s, lathe_gb_s, bf16_gflop_s: multiply_rate(threads), others: others.cores()? };
+    let mut torch_gflop_s = f64::NAN;
+    if let Some(vllm) = engines.iter_mut().find(|e| e.hello.name.starts_with("vLLM")) {
+        torch_gflop_s = vllm.matmul(2048)?.max(vllm.matmul(4096)?);
+    }
+    let bf16_gflop_s = multiply_rate(threads);
+    let round = Round { read_gb_s, lathe_gb_s, bf16_gflop_s, torch_gflop_s, others: others.cores()? };
     eprintln!("{round:?}");
     Ok(round)
 }
@@ -271,26 +344,42 @@ fn share(rounds: Vec<Round>, bytes_per_token: u64, want: usize) -> Result<Roofli
 }
 
 fn line(
-    (what, case, rate, asked): (&str, usize, Rate, Option<f64>),
-    pairs: &[Pair],
+    what: &str,
+    case: &Case,
+    rate: Rate,
+    asked: Option<f64>,
+    names: &[String],
+    turns: &[Turn],
     want: usize,
 ) -> Result<Line> {
-    let case = &CASES[case];
-    let all = || pairs.iter().filter(|p| p.case == case.name);
-    let quiet_pairs = all().filter(|p| p.quiet()).count();
-    let loaded = quiet_pairs < want;
-    let rates: Vec<(f64, f64)> = all()
-        .filter(|p| loaded || p.quiet())
-        .map(|p| (rate.of(case, &p.lathe), rate.of(case, &p.llama)))
+    let all = || turns.iter().filter(|t| t.case == case.name);
+    let quiet_turns = all().filter(|t| t.quiet()).count();
+    let loaded = quiet_turns < want;
+    // Rates by turn, then by engine.
+    let rows: Vec<Vec<Option<f64>>> = all()
+        .filter(|t| loaded || t.quiet())
+        .map(|t| t.halves.iter().map(|h| h.as_ref().map(|h| rate.of(case, h))).collect())
         .collect();
-    let spread = |f: fn(&(f64, f64)) -> f64| Spread::of(rates.iter().map(f)).context("no pair was run");
+    let (mut rates, mut ratios) = (BTreeMap::new(), BTreeMap::new());
+    for (e, name) in names.iter().enumerate() {
+        rates.extend(Spread::of(rows.iter().filter_map(|r| r[e])).map(|s| (name.clone(), s)));
+        if e > 0 {
+            let ratio = rows.iter().filter_map(|r| Some(r[0]? / r[e]?));
+            ratios.extend(Spread::of(ratio).map(|s| (name.clone(), s)));
+        }
+    }
+    let best = rows.iter().filter_map(|r| {
+        let best = r[1..].iter().flatten().copied().fold(f64::NAN, f64::max);
+        Some(r[0]? / best)
+    });
     Ok(Line {
         what: what.into(),
-        lathe: spread(|r| r.0)?,
-        llama: spread(|r| r.1)?,
-        ratio: spread(|r| r.0 / r.1)?,
+        rates,
+        ratios,
+        of_best: Spread::of(best).context("no turn was run")?,
         asked,
-        quiet_pairs,
+        quiet_turns,
+        turns: all().count(),
         loaded,
     })
 }
@@ -303,25 +392,34 @@ fn ours(plan: &Path, threads: usize) -> Result<Command> {
 
 fn print(r: &Report) {
     println!("{} {}, {} threads, {}, {}", r.shape, r.date, r.threads, r.machine.cpu, r.commit);
-    println!(
-        "lathe {} {} | {} {} | {}",
-        r.lathe.version, r.lathe.build, r.llama.name, r.llama.version, r.llama.build
-    );
-    println!(
-        "\n| tok/s, median (min..max) | Lathe | llama.cpp | Lathe / llama.cpp | asked | pairs, quiet of all |"
-    );
-    println!("|---|---|---|---|---|---|");
-    for l in &r.lines {
-        let all = r.pairs.len() / CASES.len();
-        let asked = l.asked.map_or("-".into(), |a| format!("{a:.2} {}", verdict(l.ratio.median >= a)));
-        let mark = if l.loaded { " LOADED, no claim" } else { "" };
+    for Engine { hello, memory } in &r.engines {
         println!(
-            "| {} | {} | {} | {} | {asked} | {} of {all}{mark} |",
+            "{} {} ({}): loaded in {:.2} s, RssAnon {} MiB, RssFile {} MiB",
+            hello.name, hello.version, hello.build, hello.load_s, memory.anon_mib, memory.file_mib
+        );
+    }
+    let names: Vec<&str> = r.engines.iter().map(|e| e.hello.name.as_str()).collect();
+    let ratios: Vec<String> = names[1..].iter().map(|n| format!("Lathe / {n}")).collect();
+    println!(
+        "\n| tok/s, median (min..max) | {} | {} | Lathe / best | asked | turns, quiet of all |",
+        names.join(" | "),
+        ratios.join(" | ")
+    );
+    println!("|{}", "---|".repeat(2 * names.len() + 3));
+    for l in &r.lines {
+        let asked = l.asked.map_or("-".into(), |a| format!("{a:.2} {}", verdict(l.of_best.median >= a)));
+        let mark = if l.loaded { " LOADED, no claim" } else { "" };
+        let show = |s: Option<&Spread>, digits| s.map_or("-".into(), |s| s.text(digits));
+        let rates: Vec<String> = names.iter().map(|n| show(l.rates.get(*n), 1)).collect();
+        let ratios: Vec<String> = names[1..].iter().map(|n| show(l.ratios.get(*n), 2)).collect();
+        println!(
+            "| {} | {} | {} | {} | {asked} | {} of {}{mark} |",
             l.what,
-            l.lathe.text(1),
-            l.llama.text(1),
-            l.ratio.text(2),
-            l.quiet_pairs
+            rates.join(" | "),
+            ratios.join(" | "),
+            l.of_best.text(2),
+            l.quiet_turns,
+            l.turns
         );
     }
     let f = &r.roofline;
@@ -343,10 +441,11 @@ fn print(r: &Report) {
     if let Some(bf16) = &r.bf16_gflop_s {
         println!("vdpbf16ps on registers {} GFLOP/s", bf16.text(0));
     }
-    for (name, m, hello) in [("Lathe", &r.lathe_memory, &r.lathe), ("llama.cpp", &r.llama_memory, &r.llama)] {
+    if let (Some(torch), Some(share)) = (&r.torch_gflop_s, r.prefill_of_torch) {
         println!(
-            "{name}: loaded in {:.2} s, RssAnon {} MiB, RssFile {} MiB",
-            hello.load_s, m.anon_mib, m.file_mib
+            "torch's bf16 matmul {} GFLOP/s; prefill 512 multiplies weights at {share:.2} of it, asked {PREFILL_SHARE} {}",
+            torch.text(0),
+            verdict(share >= PREFILL_SHARE)
         );
     }
 }

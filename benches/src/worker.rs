@@ -195,6 +195,18 @@ pub fn bytes_per_step(plan: &Plan) -> Result<u64> {
     Ok(plan.weights().iter().zip(read).filter(|(_, read)| *read).map(|(w, _)| w.bytes).sum())
 }
 
+/// Bytes of the matrix that makes logits: one row a prompt is multiplied by it.
+pub fn head_bytes(plan: &Plan) -> Result<u64> {
+    let program = plan.program("decoder").context("plan: it holds no decoder")?;
+    let head =
+        program.launches.iter().rfind(|l| l.kernel == "gemm").context("plan: it multiplies nothing")?;
+    let weights = head.inputs.iter().filter_map(|i| match i.place {
+        Place::Weight(w) => Some(plan.weights()[w as usize].bytes),
+        _ => None,
+    });
+    Ok(weights.sum())
+}
+
 /// Serves cases until standard input ends.
 pub fn serve(plan: &Path, threads: usize, trace: Option<&Trace>) -> Result<()> {
     let start = Instant::now();
