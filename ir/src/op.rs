@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use lathe_numerics::{Activation, DType};
+use lathe_numerics::{Activation, DType, Gating};
 
 use crate::facts::{Bindings, Cache, Dim, Facts, INTEGER_LIMIT};
 use crate::interp::EvalCx;
@@ -264,6 +264,15 @@ macro_rules! float_attr {
 float_attr!(f32, f64);
 
 impl AttrValue for Activation {
+    fn text(&self) -> String {
+        self.name().into()
+    }
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl AttrValue for Gating {
     fn text(&self) -> String {
         self.name().into()
     }

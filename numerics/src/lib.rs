@@ -6,8 +6,10 @@ pub mod activation;
 pub mod contract;
 pub mod dtype;
 pub mod exp;
+pub mod gating;
 pub mod philox;
 
 pub use activation::Activation;
 pub use contract::{ATTENTION_LEAF, ContractId, gemm_slices};
 pub use dtype::DType;
+pub use gating::Gating;

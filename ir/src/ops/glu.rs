@@ -3,7 +3,7 @@
 //! With `g = interleave`, column `c` has its gate at `(c / g) * 2g + c % g` and its up `g` columns later. All in f32,
 //! one rounding, to `out`: bit for bit `mul(activation(gate), up)` on f32 operands.
 
-use lathe_numerics::{Activation, DType};
+use lathe_numerics::{Activation, DType, Gating};
 
 use crate::facts::{Dim, Facts};
 use crate::interp::EvalCx;
@@ -37,11 +37,16 @@ pub(super) fn activate(
     cols: usize,
     group: usize,
 ) -> Vec<f32> {
+    gated(gate_up, act.into(), width, cols, group)
+}
+
+/// The same for any gating.
+pub(super) fn gated(gate_up: &[f32], gating: Gating, width: usize, cols: usize, group: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(gate_up.len() / width * cols);
     for row in gate_up.chunks_exact(width) {
         for c in 0..cols {
             let gate = c / group * 2 * group + c % group;
-            out.push(act.apply(row[gate]) * row[gate + group]);
+            out.push(gating.apply(row[gate], row[gate + group]));
         }
     }
     out

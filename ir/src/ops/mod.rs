@@ -11,7 +11,11 @@ mod activation;
 mod add;
 mod add_rms_norm;
 mod attention;
+mod combine;
+mod combine_add;
 mod embedding;
+mod expert_linear;
+mod expert_linear_glu;
 mod gather_rows;
 mod glu;
 mod kv_append;
@@ -26,6 +30,9 @@ mod rms_norm;
 mod rope;
 mod rope_append;
 mod slice_cols;
+mod top_k;
+
+pub use top_k::Over;
 
 macro_rules! ops {
     ($($module:ident :: $name:ident,)*) => {
@@ -124,7 +131,11 @@ ops! {
     add::Add,
     add_rms_norm::AddRmsNorm,
     attention::Attention,
+    combine::Combine,
+    combine_add::CombineAdd,
     embedding::Embedding,
+    expert_linear::ExpertLinear,
+    expert_linear_glu::ExpertLinearGlu,
     gather_rows::GatherRows,
     kv_append::KvAppend,
     linear::Linear,
@@ -139,4 +150,5 @@ ops! {
     rope_append::RopeAppend,
     glu::Glu,
     slice_cols::SliceCols,
+    top_k::TopK,
 }
