@@ -15,7 +15,7 @@ use lathe_numerics::contract::{LeafState, PANEL, TREE_LANES, fold_leaf, tree16};
 
 use crate::convert::Element;
 use crate::error::{KernelError, at_least, product};
-use crate::gemm::tile::{self, Kind, MAX_PANELS, MAX_ROWS, TileArgs, WIDE_ROWS};
+use crate::gemm::tile::{self, Ahead, Kind, MAX_PANELS, MAX_ROWS, TileArgs, WIDE_ROWS};
 use crate::paged::{Batch, KvCache, Sequence};
 use crate::view::{float, same, with_float};
 use crate::{Dst, Isa, IsaPath, Kernel, Src, lanes};
@@ -206,8 +206,10 @@ impl<'a> Attention<'a> {
                     x: s.q.as_ptr().add(r0 * words),
                     w,
                     steps: hd / self.kind.k_per_step(),
-                    acc: s.tile.as_mut_ptr(),
-                    resume: false,
+                    from: None,
+                    to: s.tile.as_mut_ptr(),
+                    add: false,
+                    ahead: Ahead::nothing(s.q.as_ptr()),
                 };
                 tile::run(a.path, self.kind, n, np, &args);
             }

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Kind, LINE, TileArgs};
+use super::tile::{FETCHING_ROWS, Kind, LINE, TileArgs};
 
 macro_rules! dispatch {
     ($f:ident, $rows:expr, $panels:expr, $args:expr; $(($r:literal, $p:literal)),*) => {
@@ -41,11 +41,11 @@ pub(super) unsafe fn run(kind: Kind, rows: usize, panels: usize, args: &TileArgs
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
 unsafe fn load<const R: usize, const P: usize>(a: &TileArgs) -> [[__m512; P]; R] {
     let mut c = [[_mm512_setzero_ps(); P]; R];
-    if a.resume {
+    if let Some(from) = a.from {
         for r in 0..R {
             for p in 0..P {
-                // SAFETY: within the accumulator.
-                c[r][p] = unsafe { _mm512_loadu_ps(a.acc.add((r * P + p) * 16)) };
+                // SAFETY: within the sums.
+                c[r][p] = unsafe { _mm512_loadu_ps(from.add((r * P + p) * 16)) };
             }
         }
     }
@@ -57,8 +57,12 @@ unsafe fn load<const R: usize, const P: usize>(a: &TileArgs) -> [[__m512; P]; R]
 unsafe fn store<const R: usize, const P: usize>(a: &TileArgs, c: [[__m512; P]; R]) {
     for r in 0..R {
         for p in 0..P {
-            // SAFETY: within the accumulator.
-            unsafe { _mm512_storeu_ps(a.acc.add((r * P + p) * 16), c[r][p]) };
+            // SAFETY: within the sums.
+            unsafe {
+                let to = a.to.add((r * P + p) * 16);
+                let sum = if a.add { _mm512_add_ps(_mm512_loadu_ps(to), c[r][p]) } else { c[r][p] };
+                _mm512_storeu_ps(to, sum);
+            }
         }
     }
 }
@@ -73,6 +77,10 @@ unsafe fn bf16_pairs<const R: usize, const P: usize>(a: &TileArgs) {
             let mut w = [_mm512_setzero_si512(); P];
             for p in 0..P {
                 w[p] = _mm512_loadu_si512(a.w[p].add(s * 64).cast());
+            }
+            if R >= FETCHING_ROWS && P <= 2 {
+                let line = a.ahead.at[s % 2].wrapping_add(s * a.ahead.stride);
+                _mm_prefetch::<_MM_HINT_T1>(line.cast());
             }
             for r in 0..R {
                 let v = _mm512_set1_epi32(*x.add(r * LINE));

@@ -29,7 +29,7 @@ pub(crate) mod tile;
 
 pub(crate) use pack::packed_index;
 pub use pack::{pack_panel, packed_len, padded_k, panel_bytes};
-use tile::{Kind, MAX_PANELS, MAX_ROWS, TileArgs, WIDE_ROWS};
+use tile::{Ahead, Kind, MAX_PANELS, MAX_ROWS, TileArgs, WIDE_ROWS};
 
 /// What becomes of an accumulated row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +98,8 @@ struct Shape {
 const BLOCK_ROWS: usize = 96;
 /// Words of packed x per thread: beyond it fewer rows are kept, as they would fall out of the second-level cache.
 const BLOCK_WORDS: usize = 512 * 1024;
-/// Depth of one tile call: two panels of it stay in the second-level cache for all tiles of a row block.
-const BLOCK_K: usize = 2048;
+/// Depth of one tile call: x of a tile stays in the first-level cache, two panels and the next two in the second.
+const BLOCK_K: usize = 1024;
 /// Panels per unit: 64 features for few rows, so that many threads find work; 128 features else.
 const GROUP_FEW: usize = 4;
 const GROUP_MANY: usize = 8;
@@ -191,7 +191,7 @@ impl<'a> Gemm<'a> {
         }));
     }
 
-    /// Sums of `rows` packed rows and `np` panels from `p`. Returns where they are: `[rows][np * 16]`.
+    /// Sums of `rows` packed rows and `np` panels from `p` into `total`: `[rows][np * 16]`.
     ///
     /// # Safety
     /// `x` was filled by `pack_rows`; `part` and `total` hold `rows * np * 16` words each.
@@ -203,48 +203,51 @@ impl<'a> Gemm<'a> {
         x: *const f32,
         part: *mut f32,
         total: *mut f32,
-    ) -> *mut f32 {
+    ) {
         let Shape { slices, slice_k, .. } = self.shape;
         let (a, kind) = (&self.args, self.kind);
         let words = kind.row_words(a.k);
         let panel = panel_bytes(a.x.dtype(), a.k);
-        let len = rows * np * PANEL;
         for slice in 0..slices {
             for k0 in (0..slice_k).step_by(BLOCK_K) {
                 let depth = BLOCK_K.min(slice_k - k0);
+                let last = k0 + depth == slice_k;
                 let step0 = (slice * slice_k + k0) / kind.k_per_step();
                 let mut w = [a.weight.byte_ptr(); MAX_PANELS];
                 for (i, w) in w.iter_mut().take(np).enumerate() {
                     // SAFETY: panel p + i exists and step0 is within it.
                     *w = unsafe { w.add((p + i) * panel + step0 * kind.w_bytes()) };
                 }
-                for (r0, n) in tiles(rows) {
+                // What is read next: the depth after this one, else the next panels.
+                let (p, step) = match step0 + depth.div_ceil(kind.k_per_step()) {
+                    step if slice * slice_k + k0 + depth < a.k => (p, step),
+                    _ => (p + np, 0),
+                };
+                let next = |i| a.weight.byte_ptr().wrapping_add((p + i) * panel + step * kind.w_bytes());
+                let count = rows.div_ceil(MAX_ROWS);
+                let stride = kind.w_bytes().div_ceil(count);
+                for (t, (r0, n)) in tiles(rows).enumerate() {
+                    let steps = depth.div_ceil(kind.k_per_step());
+                    let ahead = match count {
+                        1 => Ahead::nothing(x),
+                        _ => Ahead { at: [0, 1].map(|i| next(i).wrapping_add(t * steps * stride)), stride },
+                    };
                     // SAFETY: offsets within the packed rows and the accumulator.
                     unsafe {
                         let args = TileArgs {
                             x: x.add(r0 * words + step0 * kind.x_words() * n),
                             w,
-                            steps: depth.div_ceil(kind.k_per_step()),
-                            acc: part.add(r0 * np * PANEL),
-                            resume: k0 > 0,
+                            steps,
+                            from: (k0 > 0).then_some(part.add(r0 * np * PANEL).cast_const()),
+                            to: if last { total } else { part }.add(r0 * np * PANEL),
+                            add: last && slice > 0,
+                            ahead,
                         };
                         tile::run(a.path, kind, n, np, &args);
                     }
                 }
             }
-            if slices > 1 {
-                // SAFETY: both hold `len` words and do not overlap.
-                let (total, part) = unsafe {
-                    (std::slice::from_raw_parts_mut(total, len), std::slice::from_raw_parts(part, len))
-                };
-                if slice == 0 {
-                    total.copy_from_slice(part);
-                } else {
-                    a.path.run(|| total.iter_mut().zip(part).for_each(|(t, p)| *t += p));
-                }
-            }
         }
-        if slices > 1 { total } else { part }
     }
 
     /// Rounds and stores the sums of `np` panels from `p` for rows `first..first + rows`.
@@ -326,8 +329,8 @@ impl Kernel for Gemm<'_> {
                 let np = widest.min(end - p);
                 // SAFETY: scratch was split by these sizes; the unit owns its rows and panels.
                 unsafe {
-                    let sums =
-                        self.accumulate(rows, p, np, x.as_ptr(), part.as_mut_ptr(), total.as_mut_ptr());
+                    let sums = total.as_mut_ptr();
+                    self.accumulate(rows, p, np, x.as_ptr(), part.as_mut_ptr(), sums);
                     with_float!(self.args.out.dtype(), T => self.args.path.run(|| {
                         self.store::<T>(first, rows, p, np, sums);
                     }));

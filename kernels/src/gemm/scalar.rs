@@ -29,10 +29,10 @@ pub(super) unsafe fn run(kind: Kind, rows: usize, panels: usize, a: &TileArgs) {
 #[inline(always)]
 unsafe fn load<const N: usize>(panels: usize, r: usize, p: usize, a: &TileArgs) -> [[f32; 16]; N] {
     let mut acc = [[0.0; 16]; N];
-    if a.resume {
+    if let Some(from) = a.from {
         for i in 0..N {
-            // SAFETY: element (r + i, p) of the accumulator.
-            acc[i] = unsafe { *a.acc.add(((r + i) * panels + p) * 16).cast() };
+            // SAFETY: element (r + i, p) of the sums.
+            acc[i] = unsafe { *from.add(((r + i) * panels + p) * 16).cast() };
         }
     }
     acc
@@ -41,8 +41,13 @@ unsafe fn load<const N: usize>(panels: usize, r: usize, p: usize, a: &TileArgs) 
 #[inline(always)]
 unsafe fn store<const N: usize>(panels: usize, r: usize, p: usize, a: &TileArgs, acc: [[f32; 16]; N]) {
     for i in 0..N {
-        // SAFETY: element (r + i, p) of the accumulator.
-        unsafe { *a.acc.add(((r + i) * panels + p) * 16).cast() = acc[i] };
+        // SAFETY: element (r + i, p) of the sums.
+        let to = unsafe { &mut *a.to.add(((r + i) * panels + p) * 16).cast::<[f32; 16]>() };
+        if a.add {
+            to.iter_mut().zip(acc[i]).for_each(|(t, s)| *t += s);
+        } else {
+            *to = acc[i];
+        }
     }
 }
 
