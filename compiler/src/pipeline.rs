@@ -15,9 +15,9 @@ use crate::import::Imported;
 use crate::memory;
 use crate::options::{Observer, Options, Phase};
 use crate::passes::{
-    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_ADD, FUSE_LINEAR_GLU, FUSE_NORM_LINEAR,
-    FUSE_NORM_LINEAR_GLU, FUSE_NORM_LINEAR_ROPE_APPEND, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS, MERGE_GATE_UP,
-    MERGE_QKV, REMOVE_DEAD,
+    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_ACTIVATION, FUSE_LINEAR_ADD, FUSE_LINEAR_GLU,
+    FUSE_NORM_LINEAR, FUSE_NORM_LINEAR_GLU, FUSE_NORM_LINEAR_ROPE_APPEND, FUSE_ROPE_APPEND,
+    GATHER_SAMPLED_ROWS, MERGE_GATE_UP, MERGE_QKV, REMOVE_DEAD,
 };
 use crate::report::{MemoryTotals, Outcome, RuleCount, Serving, WeightTotals};
 use crate::select::{DeviceCode, WeightTable, select};
@@ -227,7 +227,7 @@ impl Run<'_> {
         // the two, device kernels take residuals behind a projection and norms before it, and then the rotation.
         self.observer.phase_started(Phase::Fuse);
         self.rules(Phase::Fuse, &[&MERGE_QKV, &MERGE_GATE_UP], graph)?;
-        self.rules(Phase::Fuse, &[&FUSE_ROPE_APPEND, &FUSE_LINEAR_GLU], graph)?;
+        self.rules(Phase::Fuse, &[&FUSE_ROPE_APPEND, &FUSE_LINEAR_GLU, &FUSE_LINEAR_ACTIVATION], graph)?;
         let mut fused = FusedGraphs::default();
         for kind in self.options.targets.iter().map(Kind::of) {
             if fused.0.iter().any(|(known, _)| *known == kind) {

@@ -220,7 +220,7 @@ impl Builder<'_> {
 
     fn norm(&mut self, name: &str, x: ValueId) -> Built {
         let w = self.g.tensor(&format!("{name}.weight"), Facts::fixed(self.d.dtype, &[self.d.hidden]))?;
-        self.g.push1(RmsNorm { eps: 1e-5 }, &[x, w], name)
+        self.g.push1(RmsNorm { eps: 1e-5, groups: 1 }, &[x, w], name)
     }
 
     fn layer(

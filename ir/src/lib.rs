@@ -51,4 +51,4 @@ pub use rope_table::{RopeScaling, RopeTable};
 pub use tensor::{Data, Tensor, Value};
 pub use text::parse;
 pub use verify::verify;
-pub use weight::{Weight, WeightExpr};
+pub use weight::{RowPick, Weight, WeightExpr};

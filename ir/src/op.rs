@@ -263,6 +263,31 @@ macro_rules! float_attr {
 }
 float_attr!(f32, f64);
 
+impl AttrValue for bool {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "expected true or false".into())
+    }
+}
+
+/// Numbers with colons between them, `none` for no number.
+impl AttrValue for Vec<f64> {
+    fn text(&self) -> String {
+        if self.is_empty() {
+            return "none".into();
+        }
+        self.iter().map(AttrValue::text).collect::<Vec<_>>().join(":")
+    }
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Vec::new());
+        }
+        text.split(':').map(f64::parse).collect()
+    }
+}
+
 impl AttrValue for Activation {
     fn text(&self) -> String {
         self.name().into()
@@ -278,6 +303,15 @@ impl AttrValue for Gating {
     }
     fn parse(text: &str) -> Result<Self, String> {
         text.parse()
+    }
+}
+
+impl AttrValue for Option<Activation> {
+    fn text(&self) -> String {
+        self.map_or("none", Activation::name).into()
+    }
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "none" { Ok(None) } else { text.parse().map(Some) }
     }
 }
 

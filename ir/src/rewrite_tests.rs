@@ -244,7 +244,7 @@ fn fused_ops_are_what_they_stand_for() {
                 &format!("{qkv}  weight @qkv : bf16[32, 12] = concat @q, @k, @v\n"),
                 &format!(
                     "  %qkv = linear %x, @qkv : f32[t, 32]
-  %q, %s = rope_append %qkv, %positions, @rope, %s0 {{head_dim = 4, heads = 4, kv_heads = 2, layer = 0, out = bf16}} : bf16[t, 16], state
+  %q, %s = rope_append %qkv, %positions, %s0, @rope {{head_dim = 4, heads = 4, kv_heads = 2, layer = 0, out = bf16}} : bf16[t, 16], state
 {attend}"
                 ),
             ),

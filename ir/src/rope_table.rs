@@ -1,4 +1,4 @@
-//! Cosines and sines of the rotary embedding, computed from a few numbers, with the scalings that Llama models use.
+//! Cosines and sines of the rotary embedding, computed from a few numbers, with the scalings that published models use.
 
 use std::f64::consts::TAU;
 
@@ -17,6 +17,10 @@ pub enum RopeScaling {
     Linear,
     /// Low frequencies divided by `factor`, high ones kept, a linear blend between (Llama 3.1).
     Llama3,
+    /// As `llama3`, blended by the number of turns within `original` positions (YaRN, arXiv 2309.00071).
+    Yarn,
+    /// Every frequency divided by a number of its own (LongRoPE, arXiv 2402.13753).
+    LongRope,
 }
 
 impl AttrValue for RopeScaling {
@@ -25,6 +29,8 @@ impl AttrValue for RopeScaling {
             RopeScaling::None => "none",
             RopeScaling::Linear => "linear",
             RopeScaling::Llama3 => "llama3",
+            RopeScaling::Yarn => "yarn",
+            RopeScaling::LongRope => "longrope",
         }
         .into()
     }
@@ -34,7 +40,9 @@ impl AttrValue for RopeScaling {
             "none" => Ok(RopeScaling::None),
             "linear" => Ok(RopeScaling::Linear),
             "llama3" => Ok(RopeScaling::Llama3),
-            _ => Err("expected none, linear or llama3".into()),
+            "yarn" => Ok(RopeScaling::Yarn),
+            "longrope" => Ok(RopeScaling::LongRope),
+            _ => Err("expected none, linear, llama3, yarn or longrope".into()),
         }
     }
 }
@@ -57,8 +65,18 @@ pub struct RopeTable {
     pub low_freq_factor: f64,
     /// `llama3`: wavelengths below `original / high_freq_factor` are kept.
     pub high_freq_factor: f64,
-    /// `llama3`: context length before stretching.
+    /// `llama3`, `yarn`: context length before stretching.
     pub original: usize,
+    /// `yarn`: dimensions that turn at least this often within `original` positions are kept.
+    pub beta_fast: f64,
+    /// `yarn`: dimensions that turn at most this often are stretched by all of `factor`.
+    pub beta_slow: f64,
+    /// `yarn`: whether the bounds of the blend are whole dimensions.
+    pub truncate: bool,
+    /// `longrope`: the divisor of each frequency, `dim / 2` of them.
+    pub factors: Vec<f64>,
+    /// What cosines and sines are multiplied by; 1 unless the scaling has a temperature.
+    pub amplitude: f64,
 }
 
 impl RopeTable {
@@ -71,6 +89,10 @@ impl RopeTable {
             factor: 1.0,
             low_freq_factor: 1.0,
             high_freq_factor: 1.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            amplitude: 1.0,
             ..Self::default()
         }
     }
@@ -85,6 +107,11 @@ impl RopeTable {
         a.optional("low_freq_factor", &mut self.low_freq_factor, 1.0);
         a.optional("high_freq_factor", &mut self.high_freq_factor, 1.0);
         a.optional("original", &mut self.original, 0);
+        a.optional("beta_fast", &mut self.beta_fast, 32.0);
+        a.optional("beta_slow", &mut self.beta_slow, 1.0);
+        a.optional("truncate", &mut self.truncate, true);
+        a.optional("factors", &mut self.factors, Vec::new());
+        a.optional("amplitude", &mut self.amplitude, 1.0);
     }
 
     /// Facts of the table.
@@ -105,23 +132,59 @@ impl RopeTable {
         if llama3 && self.high_freq_factor <= self.low_freq_factor {
             return Err("high_freq_factor must exceed low_freq_factor".into());
         }
+        let yarn = self.scaling == RopeScaling::Yarn;
+        if yarn && (self.original == 0 || self.beta_slow <= 0.0 || self.beta_fast < self.beta_slow) {
+            return Err("yarn scaling needs original above 0 and beta_fast >= beta_slow > 0".into());
+        }
+        if yarn && self.theta <= 1.0 {
+            return Err("yarn scaling needs theta above 1".into());
+        }
+        let longrope = self.scaling == RopeScaling::LongRope;
+        if longrope && (self.factors.len() != self.dim / 2 || self.factors.iter().any(|f| *f <= 0.0)) {
+            return Err(format!("longrope scaling needs {} positive factors", self.dim / 2));
+        }
         Ok(Facts::fixed(DType::F32, &[self.positions, self.dim]))
     }
 
     /// The `dim / 2` angular frequencies, with the f32 operations and roundings of transformers' own code, so that the
     /// bits are those that models were trained and published with.
     pub fn frequencies(&self) -> Vec<f32> {
-        let plain = |i: usize| {
+        let period = |i: usize| {
             let exponent = (2 * i) as f32 / self.dim as f32;
-            1.0 / (libm::pow(f64::from(self.theta as f32), f64::from(exponent)) as f32)
+            libm::pow(f64::from(self.theta as f32), f64::from(exponent)) as f32
         };
-        (0..self.dim / 2).map(|i| self.scale(plain(i))).collect()
+        let yarn = self.yarn_bounds();
+        let frequency = |i: usize| match self.scaling {
+            RopeScaling::LongRope => 1.0 / (self.factors.get(i).map_or(1.0, |&f| f as f32) * period(i)),
+            RopeScaling::Yarn => {
+                let ramp = ((i as f32 - yarn.0 as f32) / ((yarn.1 - yarn.0) as f32)).clamp(0.0, 1.0);
+                let kept = 1.0 - ramp;
+                1.0 / (self.factor as f32 * period(i)) * (1.0 - kept) + 1.0 / period(i) * kept
+            }
+            _ => self.scale(1.0 / period(i)),
+        };
+        (0..self.dim / 2).map(frequency).collect()
+    }
+
+    /// Dimensions between which `yarn` blends.
+    fn yarn_bounds(&self) -> (f64, f64) {
+        let (dim, original) = (self.dim as f64, self.original as f64);
+        let turning = |turns: f64| dim * libm::log(original / (turns * TAU)) / (2.0 * libm::log(self.theta));
+        let (mut low, mut high) = (turning(self.beta_fast), turning(self.beta_slow));
+        if self.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        (low, high)
     }
 
     fn scale(&self, w: f32) -> f32 {
         let (factor, low, high) = (self.factor as f32, self.low_freq_factor, self.high_freq_factor);
         match self.scaling {
-            RopeScaling::None => w,
+            RopeScaling::None | RopeScaling::Yarn | RopeScaling::LongRope => w,
             RopeScaling::Linear => w / factor,
             RopeScaling::Llama3 => {
                 let original = self.original as f64;
@@ -142,11 +205,11 @@ impl RopeTable {
 
     /// Writes row `position` to `out` (`dim` elements). The angle is an f32 product, as in training code.
     pub fn row(&self, frequencies: &[f32], position: usize, out: &mut [f32]) {
-        let half = frequencies.len();
+        let (half, amplitude) = (frequencies.len(), self.amplitude as f32);
         for (i, w) in frequencies.iter().enumerate() {
             let angle = f64::from(position as f32 * w);
-            out[i] = libm::cos(angle) as f32;
-            out[half + i] = libm::sin(angle) as f32;
+            out[i] = libm::cos(angle) as f32 * amplitude;
+            out[half + i] = libm::sin(angle) as f32 * amplitude;
         }
     }
 
@@ -215,5 +278,44 @@ mod tests {
         };
         let bits: Vec<u32> = table.frequencies().iter().map(|w| w.to_bits()).collect();
         assert_eq!(bits, want);
+    }
+
+    /// transformers' `yarn` and `longrope`, by torch 2 on a CPU.
+    #[test]
+    fn long_context_scalings_have_the_bits_of_torch() {
+        let check = |table: RopeTable, want: &[u32]| {
+            let bits: Vec<u32> = table.frequencies().iter().map(|w| w.to_bits()).collect();
+            assert_eq!(bits, want, "{table:?}");
+        };
+        let yarn = RopeTable {
+            scaling: RopeScaling::Yarn,
+            factor: 32.0,
+            original: 4096,
+            ..RopeTable::plain(1, 32, 150_000.0)
+        };
+        check(
+            yarn.clone(),
+            &[
+                0x3f800000, 0x3ef316a2, 0x3e66d3fa, 0x3ddb2f9e, 0x3d502194, 0x3c9f57a3, 0x3be5e413,
+                0x3b153e49, 0x3a184aba, 0x3820adc6, 0x37989328, 0x3710e12c, 0x3689928c, 0x3602a245,
+                0x35781728, 0x34eb93eb,
+            ],
+        );
+        check(
+            RopeTable { truncate: false, ..yarn },
+            &[
+                0x3f800000, 0x3ef316a2, 0x3e66d3fa, 0x3ddb2f9e, 0x3d502194, 0x3c9e6470, 0x3bdea840,
+                0x3b093803, 0x39ef543c, 0x3820adc6, 0x37989328, 0x3710e12c, 0x3689928c, 0x3602a245,
+                0x35781728, 0x34eb93eb,
+            ],
+        );
+        check(
+            RopeTable {
+                scaling: RopeScaling::LongRope,
+                factors: vec![1.0, 1.5, 2.0, 4.0, 8.0, 9.0, 10.0, 11.0],
+                ..RopeTable::plain(1, 16, 10_000.0)
+            },
+            &[0x3f800000, 0x3e57e0ce, 0x3d4ccccd, 0x3c0186e3, 0x3aa3d70a, 0x39b8374e, 0x38d1b717, 0x37f127d0],
+        );
     }
 }

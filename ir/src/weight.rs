@@ -4,6 +4,7 @@ use lathe_numerics::DType;
 
 use crate::entity::{ValueId, WeightId};
 use crate::facts::{Dim, Facts};
+use crate::op::Attrs;
 use crate::rope_table::RopeTable;
 use crate::tensor::Tensor;
 
@@ -24,8 +25,74 @@ pub enum WeightExpr {
     },
     /// One rounding to another type.
     Cast(WeightId, DType),
+    /// Some rows of an operand, which counts as a matrix of [product of the leading extents, last extent]: what fused
+    /// projections and stacked experts are taken apart with.
+    Rows {
+        /// The operand.
+        of: WeightId,
+        /// Which rows.
+        pick: RowPick,
+    },
+    /// The operand, a matrix, with rows and columns exchanged.
+    Transpose(WeightId),
+    /// `w + addend` in f32, one rounding, to f32: norms whose weight is stored as the difference from 1.
+    Plus {
+        /// The operand.
+        of: WeightId,
+        /// What is added to every element.
+        addend: f32,
+    },
     /// A rotary table.
     RopeTable(RopeTable),
+}
+
+/// Rows `start + i * stride .. + len` for `i < count`, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RowPick {
+    /// First row.
+    pub start: usize,
+    /// Rows in a run.
+    pub len: usize,
+    /// Rows from the start of a run to the start of the next.
+    pub stride: usize,
+    /// Runs.
+    pub count: usize,
+}
+
+impl RowPick {
+    /// Rows `start..start + len`.
+    pub fn run(start: usize, len: usize) -> Self {
+        RowPick { start, len, stride: len, count: 1 }
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.len * self.count
+    }
+
+    /// The operand's row that stands at `row` of the pick.
+    pub fn at(&self, row: usize) -> usize {
+        self.start + row / self.len * self.stride + row % self.len
+    }
+
+    /// Visits the attributes, as [`crate::op::Operation::attrs`].
+    pub fn attrs(&mut self, a: &mut Attrs) {
+        a.required("start", &mut self.start);
+        a.required("len", &mut self.len);
+        a.optional("stride", &mut self.stride, 0);
+        a.optional("count", &mut self.count, 1);
+    }
+
+    fn check(&self, rows: usize) -> Result<(), String> {
+        if self.len == 0 || self.count == 0 {
+            return Err("len and count must not be 0".into());
+        }
+        if self.count > 1 && self.stride < self.len {
+            return Err(format!("stride {} is below len {}", self.stride, self.len));
+        }
+        let end = self.start + (self.count - 1) * self.stride + self.len;
+        if end > rows { Err(format!("rows up to {end} are wanted, the operand has {rows}")) } else { Ok(()) }
+    }
 }
 
 /// A weight declaration. Name and facts are those of its value.
@@ -44,7 +111,10 @@ impl WeightExpr {
         match self {
             WeightExpr::Tensor(_) | WeightExpr::RopeTable(_) => &[],
             WeightExpr::Concat(of) | WeightExpr::Interleave { of, .. } => of,
-            WeightExpr::Cast(of, _) => std::slice::from_ref(of),
+            WeightExpr::Cast(of, _)
+            | WeightExpr::Rows { of, .. }
+            | WeightExpr::Transpose(of)
+            | WeightExpr::Plus { of, .. } => std::slice::from_ref(of),
         }
     }
 
@@ -65,6 +135,24 @@ impl WeightExpr {
             }
             WeightExpr::Cast(_, dtype) => {
                 Ok(operands.first().map(|f| Facts::tensor(*dtype, f.shape().iter().cloned())))
+            }
+            WeightExpr::Plus { .. } => {
+                Ok(operands.first().map(|f| Facts::tensor(DType::F32, f.shape().iter().cloned())))
+            }
+            WeightExpr::Transpose(_) => {
+                let shapes = shapes().collect::<Result<Vec<_>, _>>()?;
+                let (dtype, _) = common(operands, &shapes)?;
+                match shapes[0][..] {
+                    [rows, cols] => Ok(Some(Facts::fixed(dtype, &[cols, rows]))),
+                    _ => Err(format!("the operand has rank {}, expected a matrix", shapes[0].len())),
+                }
+            }
+            WeightExpr::Rows { pick, .. } => {
+                let shapes = shapes().collect::<Result<Vec<_>, _>>()?;
+                let (dtype, _) = common(operands, &shapes)?;
+                let (rows, tail) = as_matrix(&shapes[0]);
+                pick.check(rows)?;
+                Ok(Some(with_rows(dtype, pick.rows(), tail)))
             }
             WeightExpr::Concat(_) => {
                 let shapes = shapes().collect::<Result<Vec<_>, _>>()?;
@@ -98,6 +186,17 @@ impl WeightExpr {
             WeightExpr::RopeTable(table) => (DType::F32, table.eval()),
             WeightExpr::Cast(_, dtype) => (*dtype, floats.concat()),
             WeightExpr::Concat(_) => (operands[0].dtype, floats.concat()),
+            WeightExpr::Plus { addend, .. } => (DType::F32, floats[0].iter().map(|v| v + addend).collect()),
+            WeightExpr::Transpose(_) => {
+                let (rows, cols) = (shape[0], shape[1]);
+                let at = |i: usize| floats[0][i % cols * rows + i / cols];
+                (operands[0].dtype, (0..rows * cols).map(at).collect())
+            }
+            WeightExpr::Rows { pick, .. } => {
+                let width: usize = shape[1..].iter().product();
+                let row = |r: usize| &floats[0][pick.at(r) * width..][..width];
+                (operands[0].dtype, (0..pick.rows()).flat_map(row).copied().collect())
+            }
             WeightExpr::Interleave { group, .. } => {
                 let width = operands[0].row_len();
                 let turn = group * width;
@@ -112,6 +211,15 @@ impl WeightExpr {
             }
         };
         Ok(Some(Tensor::float(dtype, shape.to_vec(), data)))
+    }
+}
+
+/// Rows and the extents behind them: a vector has rows of one element, more than two extents count as a matrix.
+fn as_matrix(shape: &[usize]) -> (usize, &[usize]) {
+    match shape {
+        [] => (1, &[]),
+        [n] => (*n, &[]),
+        [leading @ .., _] => (leading.iter().product(), &shape[shape.len() - 1..]),
     }
 }
 
@@ -147,6 +255,37 @@ mod tests {
         let b = Tensor::float(DType::F32, vec![3, 1], vec![-1.0, -2.0, -3.0]);
         let got = expr.eval(&[&a, &b], &[8, 1]).unwrap().unwrap();
         assert_eq!(got.floats().unwrap(), [1.0, 2.0, -1.0, -2.0, 3.0, 0.0, -3.0, 0.0]);
+    }
+
+    #[test]
+    fn rows_are_picked_by_runs() {
+        let of = WeightId::from_index(0);
+        let stacked = Tensor::float(DType::F32, vec![2, 3, 2], (0..12).map(|i| i as f32).collect());
+        let facts = Facts::fixed(DType::F32, &[2, 3, 2]);
+        let expr = WeightExpr::Rows { of, pick: RowPick { start: 1, len: 2, stride: 3, count: 2 } };
+        assert_eq!(expr.infer(&[&facts]), Ok(Some(Facts::fixed(DType::F32, &[4, 2]))));
+        let got = expr.eval(&[&stacked], &[4, 2]).unwrap().unwrap();
+        assert_eq!(got.floats().unwrap(), [2.0, 3.0, 4.0, 5.0, 8.0, 9.0, 10.0, 11.0]);
+        let vector = Facts::fixed(DType::BF16, &[6]);
+        let every_other = WeightExpr::Rows { of, pick: RowPick { start: 0, len: 1, stride: 2, count: 3 } };
+        assert_eq!(every_other.infer(&[&vector]), Ok(Some(Facts::fixed(DType::BF16, &[3]))));
+        let beyond = WeightExpr::Rows { of, pick: RowPick::run(5, 2) };
+        assert_eq!(beyond.infer(&[&vector]), Err("rows up to 7 are wanted, the operand has 6".into()));
+    }
+
+    #[test]
+    fn transpose_and_plus() {
+        let of = WeightId::from_index(0);
+        let a = Tensor::float(DType::BF16, vec![2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let facts = Facts::fixed(DType::BF16, &[2, 3]);
+        let transpose = WeightExpr::Transpose(of);
+        assert_eq!(transpose.infer(&[&facts]), Ok(Some(Facts::fixed(DType::BF16, &[3, 2]))));
+        let got = transpose.eval(&[&a], &[3, 2]).unwrap().unwrap();
+        assert_eq!(got.floats().unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert!(transpose.infer(&[&Facts::fixed(DType::BF16, &[2])]).unwrap_err().contains("rank 1"));
+        let plus = WeightExpr::Plus { of, addend: 0.001 };
+        assert_eq!(plus.infer(&[&facts]), Ok(Some(Facts::fixed(DType::F32, &[2, 3]))));
+        assert_eq!(plus.eval(&[&a], &[2, 3]).unwrap().unwrap().floats().unwrap()[0], 1.001);
     }
 
     #[test]

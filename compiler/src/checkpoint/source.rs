@@ -26,9 +26,21 @@ impl TensorInfo {
         self.len() == 0
     }
 
-    /// Elements in one row: all extents but the first.
+    /// Rows of the tensor as a matrix: all extents but the last, or the elements of a vector.
+    pub fn rows(&self) -> usize {
+        match &self.shape[..] {
+            [n] => *n,
+            [leading @ .., _] => leading.iter().product(),
+            [] => 1,
+        }
+    }
+
+    /// Elements in one row: the last extent, or 1 in a vector.
     pub fn row_len(&self) -> usize {
-        self.shape.iter().skip(1).product()
+        match &self.shape[..] {
+            [] | [_] => 1,
+            [.., last] => *last,
+        }
     }
 
     /// Bytes of one row.
@@ -38,7 +50,7 @@ impl TensorInfo {
 
     /// Checks a [`TensorSource::read_rows`] call: both are the caller's to get right.
     pub(super) fn check_rows(&self, name: &str, rows: &Range<usize>, out_bytes: usize) -> Result<()> {
-        let n = self.shape.first().copied().unwrap_or(1);
+        let n = self.rows();
         if rows.start <= rows.end && rows.end <= n && out_bytes == rows.len() * self.row_bytes() {
             return Ok(());
         }
@@ -60,7 +72,7 @@ pub trait TensorSource: Sync {
         self.info(name).map(|i| i.dtype.to_string())
     }
 
-    /// Copies `rows` of the first extent into `out`, little endian as stored; `out` is exactly
-    /// `rows.len() * info.row_bytes()` bytes. A vector `[n]` has `n` rows of one element.
+    /// Copies `rows` of the tensor as a matrix (see [`TensorInfo::rows`]) into `out`, little endian as stored; `out` is
+    /// exactly `rows.len() * info.row_bytes()` bytes.
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [u8]) -> Result<()>;
 }

@@ -5,6 +5,7 @@
 
 pub mod kernels;
 pub mod rows;
+mod transposed;
 pub mod weights;
 
 use lathe_ir::Graph;

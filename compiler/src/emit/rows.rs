@@ -6,11 +6,12 @@ use half::{bf16, f16};
 use lathe_ir::Graph;
 use lathe_ir::entity::WeightId;
 use lathe_ir::rope_table::RopeTable;
-use lathe_ir::weight::WeightExpr;
+use lathe_ir::weight::{RowPick, WeightExpr};
 use lathe_kernels::Element;
 use lathe_numerics::DType;
 
-use crate::checkpoint::TensorSource;
+use super::transposed::Transposed;
+use crate::checkpoint::{TensorInfo, TensorSource};
 use crate::error::{CompileError, Result};
 
 /// A matrix `dtype[rows, row_len]` that can be read by rows. A vector `[n]` has `n` rows of one element.
@@ -31,6 +32,9 @@ enum Kind {
     Concat(Vec<Rows>),
     Interleave { of: Vec<Rows>, group: usize },
     Cast(Box<Rows>),
+    Pick { of: Box<Rows>, pick: RowPick },
+    Transpose(Box<Transposed>),
+    Plus { of: Box<Rows>, addend: f32 },
     RopeTable { table: RopeTable, frequencies: Vec<f32> },
 }
 
@@ -42,8 +46,12 @@ impl Rows {
     pub fn tensor(source: &dyn TensorSource, name: &str) -> Result<Rows> {
         let info =
             source.info(name).ok_or_else(|| CompileError::input(format!("tensor {name}"), "it is absent"))?;
-        let rows = info.shape.first().copied().unwrap_or(1);
-        Ok(Rows { dtype: info.dtype, rows, row_len: info.row_len(), kind: Kind::Tensor(name.into()) })
+        Ok(Rows {
+            dtype: info.dtype,
+            rows: info.rows(),
+            row_len: info.row_len(),
+            kind: Kind::Tensor(name.into()),
+        })
     }
 
     /// All rows of the first part, then all of the second, and so on.
@@ -68,6 +76,28 @@ impl Rows {
         Rows { dtype, rows: self.rows, row_len: self.row_len, kind: Kind::Cast(Box::new(self)) }
     }
 
+    /// Runs of rows of `of`.
+    pub fn pick(of: Rows, pick: RowPick) -> Rows {
+        Rows {
+            dtype: of.dtype,
+            rows: pick.rows(),
+            row_len: of.row_len,
+            kind: Kind::Pick { of: of.into(), pick },
+        }
+    }
+
+    /// Rows and columns exchanged. The whole operand is in memory from the first row that is read to the last.
+    pub fn transpose(of: Rows) -> Rows {
+        let (dtype, rows, row_len) = (of.dtype, of.row_len, of.rows);
+        Rows { dtype, rows, row_len, kind: Kind::Transpose(Box::new(Transposed::new(of))) }
+    }
+
+    /// `addend` added to every element, in f32.
+    pub fn plus(of: Rows, addend: f32) -> Rows {
+        let of = Box::new(of.cast(DType::F32));
+        Rows { dtype: DType::F32, rows: of.rows, row_len: of.row_len, kind: Kind::Plus { of, addend } }
+    }
+
     /// A rotary table, computed as it is read.
     pub fn rope_table(table: RopeTable) -> Rows {
         let frequencies = table.frequencies();
@@ -88,11 +118,16 @@ impl Rows {
             WeightExpr::Interleave { of, group } => Rows::interleave(all(of)?, *group)?,
             WeightExpr::Cast(of, dtype) => Rows::of_weight(graph, *of, source)?.cast(*dtype),
             WeightExpr::RopeTable(table) => Rows::rope_table(table.clone()),
+            WeightExpr::Rows { of, pick } => Rows::pick(Rows::of_weight(graph, *of, source)?, *pick),
+            WeightExpr::Transpose(of) => Rows::transpose(Rows::of_weight(graph, *of, source)?),
+            WeightExpr::Plus { of, addend } => Rows::plus(Rows::of_weight(graph, *of, source)?, *addend),
         };
         let facts = graph.weight_facts(weight);
         let declared = facts.fixed_shape().unwrap_or_default();
-        let extents = (declared.first().copied().unwrap_or(1), declared.iter().skip(1).product::<usize>());
-        if facts.dtype() != Some(rows.dtype) || extents != (rows.rows, rows.row_len) {
+        let dtype = facts.dtype().unwrap_or(rows.dtype);
+        let matrix = TensorInfo { dtype, shape: declared };
+        if facts.dtype() != Some(rows.dtype) || (matrix.rows(), matrix.row_len()) != (rows.rows, rows.row_len)
+        {
             let (have, name) = ((rows.dtype, rows.rows, rows.row_len), graph.weight_name(weight));
             let why = format!(
                 "it holds {}[{}, {}], declared {}",
@@ -154,6 +189,24 @@ impl Rows {
                 let mut stored = vec![0; range.len() * of.row_bytes()];
                 of.read(source, range, &mut stored)?;
                 convert(&stored, of.dtype, self.dtype, out)
+            }
+            Kind::Pick { of, pick } => {
+                let (mut row, mut out) = (range.start, out);
+                while row < range.end {
+                    let run = (pick.len - row % pick.len).min(range.end - row);
+                    let (mine, rest) = out.split_at_mut(run * self.row_bytes());
+                    of.read(source, pick.at(row)..pick.at(row) + run, mine)?;
+                    (row, out) = (row + run, rest);
+                }
+                Ok(())
+            }
+            Kind::Transpose(of) => of.read(source, range, out),
+            Kind::Plus { of, addend } => {
+                of.read(source, range, out)?;
+                for bytes in out.as_chunks_mut::<4>().0 {
+                    *bytes = (f32::from_le_bytes(*bytes) + addend).to_le_bytes();
+                }
+                Ok(())
             }
             Kind::RopeTable { table, frequencies } => {
                 let mut values = vec![0.0; self.row_len];
@@ -228,7 +281,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::checkpoint::TensorInfo;
 
     /// Tensors held in memory.
     struct Held(BTreeMap<String, (TensorInfo, Vec<u8>)>);
@@ -275,7 +327,13 @@ mod tests {
         let concat = Rows::concat(vec![tensor("a"), tensor("b"), tensor("c")]).unwrap();
         let interleave = Rows::interleave(vec![tensor("a"), tensor("c")], 4).unwrap();
         let computed = Rows::rope_table(RopeTable::plain(6, 2, 100.0));
-        for recipe in [concat, interleave.clone(), interleave.cast(DType::BF16), computed] {
+        let pick = Rows::pick(concat.clone(), RowPick { start: 1, len: 2, stride: 3, count: 4 });
+        let plus = Rows::plus(pick.clone(), 0.5);
+        let turned = Rows::transpose(Rows::transpose(concat.clone()));
+        assert_eq!(floats(&turned, &source, 0..13), floats(&concat, &source, 0..13));
+        let recipes =
+            [concat, interleave.clone(), interleave.cast(DType::BF16), computed, pick, plus, turned];
+        for recipe in recipes {
             let whole = floats(&recipe, &source, 0..recipe.rows);
             for start in 0..=recipe.rows {
                 for end in start..=recipe.rows {

@@ -205,11 +205,11 @@ impl Model for Llama {
             let linear = |b: &mut Builder<'_>, x, part: &str, bias, name: &str| -> Result<_> {
                 let mut operands = vec![x];
                 operands.extend(b.layer_weights(&format!("{prefix}.{part}"), bias)?);
-                b.op(Linear { out: DType::F32 }, &operands, &named(name))
+                b.op(Linear { act: None, out: DType::F32 }, &operands, &named(name))
             };
 
             let norm = b.weight(&format!("{prefix}.input_layernorm.weight"))?;
-            let normed = b.op(RmsNorm { eps }, &[h, norm], &named("attn_norm"))?;
+            let normed = b.op(RmsNorm { eps, groups: 1 }, &[h, norm], &named("attn_norm"))?;
             let q = linear(&mut b, normed, "self_attn.q_proj", self.attention_bias, "q")?;
             let k = linear(&mut b, normed, "self_attn.k_proj", self.attention_bias, "k")?;
             let v = linear(&mut b, normed, "self_attn.v_proj", self.attention_bias, "v")?;
@@ -232,19 +232,19 @@ impl Model for Llama {
             h = b.op(Add { out: dtype }, &[o, h], &named("h_attn"))?;
 
             let norm = b.weight(&format!("{prefix}.post_attention_layernorm.weight"))?;
-            let normed = b.op(RmsNorm { eps }, &[h, norm], &named("mlp_norm"))?;
+            let normed = b.op(RmsNorm { eps, groups: 1 }, &[h, norm], &named("mlp_norm"))?;
             let gate = linear(&mut b, normed, "mlp.gate_proj", self.mlp_bias, "gate")?;
             let up = linear(&mut b, normed, "mlp.up_proj", self.mlp_bias, "up")?;
-            let act = b.op(Activate { act: Activation::Silu }, &[gate], &named("act"))?;
+            let act = b.op(Activate { act: Activation::Silu, out: DType::F32 }, &[gate], &named("act"))?;
             let mlp = b.op(Mul { out: dtype }, &[act, up], &named("mlp"))?;
             let down = linear(&mut b, mlp, "mlp.down_proj", self.mlp_bias, "down")?;
             h = b.op(Add { out: dtype }, &[down, h], &named("h"))?;
         }
 
         let norm = b.weight("model.norm.weight")?;
-        let normed = b.op(RmsNorm { eps }, &[h, norm], "norm")?;
+        let normed = b.op(RmsNorm { eps, groups: 1 }, &[h, norm], "norm")?;
         let head = if self.tied { embedding } else { b.weight("lm_head.weight")? };
-        let logits = b.op(Linear { out: DType::F32 }, &[normed, head], "logits_all")?;
+        let logits = b.op(Linear { act: None, out: DType::F32 }, &[normed, head], "logits_all")?;
         let logits = b.op(GatherRows {}, &[logits, b.rows], "logits")?;
         b.graph.set_outputs(&[logits]);
         Ok(b.graph)

@@ -105,6 +105,11 @@ fn shorter(g: &Graph, weight: WeightId) -> Option<Shorter> {
                 (flat.len() > of.len()).then_some(Shorter::Recipe(WeightExpr::Concat(flat)))
             }
         },
-        WeightExpr::Tensor(_) | WeightExpr::Interleave { .. } | WeightExpr::RopeTable(_) => None,
+        WeightExpr::Tensor(_)
+        | WeightExpr::Interleave { .. }
+        | WeightExpr::RopeTable(_)
+        | WeightExpr::Rows { .. }
+        | WeightExpr::Transpose(_)
+        | WeightExpr::Plus { .. } => None,
     }
 }

@@ -1,11 +1,13 @@
 //! Fuses a residual addition and the norm that reads it into one `add_rms_norm`, which yields both.
 //! Needs: `rms_norm(add(delta, residual))` where the sum has the residual's type. Keeps: facts, both roundings, bits;
-//! other users of the sum read the fused op's. Gives up: no operand of the sum has its type.
+//! other users of the sum read the fused op's. Gives up: no operand of the sum has its type, the other is not f32 (the
+//! kernel adds what a projection left unrounded), or the norm is one of several groups.
 
 use lathe_ir::driver::{Cx, Precision, Rule};
 use lathe_ir::ops::{AddRmsNorm, Op};
 use lathe_ir::patch::Patch;
 use lathe_ir::{Graph, IrError, NodeId};
+use lathe_numerics::DType;
 
 /// Runs after `gather-sampled-rows`, so that the last layer's sums are fused on the rows that are left.
 pub const FUSE_ADD_RMS_NORM: Rule =
@@ -23,6 +25,9 @@ fn apply<'g>(g: &'g Graph, node: NodeId, _cx: &Cx) -> Result<Option<Patch<'g>>, 
         (true, false) => (b, a),
         (false, false) => return Ok(None),
     };
+    if norm.groups != 1 || g.facts(delta).dtype() != Some(DType::F32) {
+        return Ok(None);
+    }
     let mut patch = Patch::new(g);
     let fused = patch.add_all(AddRmsNorm { eps: norm.eps }, &[delta, residual, scale])?;
     patch.replace(sum, fused[0])?;

@@ -1,5 +1,5 @@
 //! Fuses `add(linear(x), residual)` into one `linear_add`: the projection never leaves the registers.
-//! Needs: an f32 projection, a sum of the residual's type. Keeps: facts, roundings, bits. Gives up: the projection has a
+//! Needs: an f32 projection without activation, a sum of the residual's type. Keeps: facts, roundings, bits. Gives up: the projection has a
 //! second user or is rounded, the other operand has another type than the sum.
 
 use lathe_ir::driver::{Cx, Precision, Rule};
@@ -18,7 +18,7 @@ fn apply<'g>(g: &'g Graph, node: NodeId, cx: &Cx) -> Result<Option<Patch<'g>>, I
     let (a, b) = (g.input_of(node, 0), g.input_of(node, 1));
     let fits = |delta: ValueId, residual: ValueId| {
         let linear = g.producer(delta)?;
-        let f32_projection = matches!(g.op(linear), Op::Linear(Linear { out: DType::F32 }));
+        let f32_projection = matches!(g.op(linear), Op::Linear(Linear { act: None, out: DType::F32 }));
         cx.uses.only_user(delta)?;
         (f32_projection && g.facts(residual).dtype() == g.facts(sum).dtype()).then_some((linear, residual))
     };

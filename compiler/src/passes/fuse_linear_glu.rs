@@ -16,7 +16,7 @@ fn apply<'g>(g: &'g Graph, node: NodeId, cx: &Cx) -> Result<Option<Patch<'g>>, I
     let projection = g.input_of(node, 0);
     let Some(linear) = g.producer(projection) else { return Ok(None) };
     let (Op::Linear(op), Some(_)) = (g.op(linear), cx.uses.only_user(projection)) else { return Ok(None) };
-    if op.out != DType::F32 {
+    if op.out != DType::F32 || op.act.is_some() {
         return Ok(None);
     }
     let mut patch = Patch::new(g);

@@ -1,5 +1,6 @@
 //! Fuses `linear(rms_norm(x))` into one `norm_linear`, and `linear_glu` in the same way.
-//! Needs: a norm whose one user is the projection. Keeps: facts, roundings, bits. Gives up: the norm has a second user.
+//! Needs: a norm whose one user is the projection. Keeps: facts, roundings, bits. Gives up: the norm has a second user or
+//! several groups, the projection an activation.
 
 use lathe_ir::driver::{Cx, Precision, Rule};
 use lathe_ir::ops::{NormLinear, NormLinearGlu, Op};
@@ -17,7 +18,7 @@ pub const FUSE_NORM_LINEAR_GLU: Rule =
 fn apply<'g>(g: &'g Graph, node: NodeId, cx: &Cx) -> Result<Option<Patch<'g>>, IrError> {
     let Some((eps, operands)) = normed(g, node, cx) else { return Ok(None) };
     let fused: Op = match g.op(node) {
-        Op::Linear(op) => NormLinear { eps, out: op.out }.into(),
+        Op::Linear(op) if op.act.is_none() => NormLinear { eps, out: op.out }.into(),
         Op::LinearGlu(op) => {
             NormLinearGlu { act: op.act, eps, cols: op.cols, interleave: op.interleave, out: op.out }.into()
         }
@@ -34,6 +35,9 @@ fn normed(g: &Graph, node: NodeId, cx: &Cx) -> Option<(f32, Vec<ValueId>)> {
     let rows = g.input_of(node, 0);
     let producer = g.producer(rows)?;
     let Op::RmsNorm(norm) = g.op(producer) else { return None };
+    if norm.groups != 1 {
+        return None;
+    }
     cx.uses.only_user(rows)?;
     Some((norm.eps, [&g.node(producer).inputs[..], &g.node(node).inputs[1..]].concat()))
 }

@@ -1,9 +1,9 @@
 //! Fuses `rope_append(norm_linear(x))` into one `norm_linear_rope_append`: the merged projection never leaves the registers.
 //! Needs: an f32 projection whose one user is the rotation. Keeps: facts, roundings, bits. Gives up: the projection has a
-//! second user or is rounded.
+//! second user or is rounded, query and key are normalised, or nothing rotates.
 
 use lathe_ir::driver::{Cx, Precision, Rule};
-use lathe_ir::ops::{NormLinearRopeAppend, Op};
+use lathe_ir::ops::{NormLinearRopeAppend, Op, QkNorm};
 use lathe_ir::patch::Patch;
 use lathe_ir::{Graph, IrError, NodeId};
 use lathe_numerics::DType;
@@ -19,7 +19,8 @@ fn apply<'g>(g: &'g Graph, node: NodeId, cx: &Cx) -> Result<Option<Patch<'g>>, I
     let (Op::NormLinear(projection), Some(_)) = (g.op(producer), cx.uses.only_user(qkv)) else {
         return Ok(None);
     };
-    if projection.out != DType::F32 {
+    let plain = rope.qk_norm == QkNorm::None && g.node(node).inputs.len() == 4;
+    if projection.out != DType::F32 || !plain {
         return Ok(None);
     }
     let op = NormLinearRopeAppend {

@@ -36,7 +36,7 @@ fn apply<'g>(g: &'g Graph, node: NodeId, cx: &Cx) -> Result<Option<Patch<'g>>, I
     }
     let Some(shape) = g.facts(gate_in[1]).fixed_shape() else { return Ok(None) };
     let (cols, k) = (shape[0], shape[1]);
-    let merged = patch.add(Linear { out: DType::F32 }, &inputs)?;
+    let merged = patch.add(Linear { act: None, out: DType::F32 }, &inputs)?;
     patch.name(merged, &format!("{}.merged", g.value_name(g.output_of(gate))));
     let product = patch.add(Glu { act, cols, interleave: PANEL, out: mul.out }, &[merged])?;
     patch.replace(g.output_of(node), product)?;
@@ -57,7 +57,8 @@ fn gated(g: &Graph, cx: &Cx, activated: ValueId, up: ValueId) -> Option<(Activat
         cx.uses.only_user(value)?;
         g.producer(value).filter(|_| g.facts(value).dtype() == Some(DType::F32))
     };
-    let linear = |value: ValueId| inner(value).filter(|&n| matches!(g.op(n), Op::Linear(_)));
+    let linear =
+        |value: ValueId| inner(value).filter(|&n| matches!(g.op(n), Op::Linear(Linear { act: None, .. })));
     let activation = inner(activated)?;
     let Op::Activate(op) = g.op(activation) else { return None };
     Some((op.act, linear(g.input_of(activation, 0))?, linear(up)?))

@@ -1,5 +1,6 @@
 //! Merges the query, key and value projections of one input into one linear, whose columns are sliced apart again.
-//! Needs: `attention(rope(linear), kv_append(rope(linear), linear))`. Keeps: facts. Gives up: the projections read
+//! Needs: `attention(rope(linear), kv_append(rope(linear), linear))`, where a norm may stand before a rotation and a rounding in
+//! its place. Keeps: facts. Gives up: the projections read
 //! different inputs, differ in type, or only some have a bias.
 //!
 //! Exact where the merged weight has the K slices of its parts.
@@ -9,6 +10,7 @@ use lathe_ir::ops::{Linear, Op, SliceCols};
 use lathe_ir::patch::Patch;
 use lathe_ir::{Graph, IrError, NodeId, ValueId, WeightExpr, WeightId};
 
+use super::attention_inputs::AttentionInputs;
 use super::merged_weight::{RESLICED, keeps_slices, name};
 
 /// Runs before `fuse-rope-append`, which wants the merged projection.
@@ -23,7 +25,9 @@ fn apply<'g>(g: &'g Graph, node: NodeId, _cx: &Cx) -> Result<Option<Patch<'g>>, 
             && g.node(l).inputs.len() == g.node(first).inputs.len()
             && operand(l, 0) == operand(first, 0)
     };
-    let (Op::Linear(Linear { out }), true) = (op, linears.iter().all(alike)) else { return Ok(None) };
+    let (Op::Linear(Linear { act: None, out }), true) = (op, linears.iter().all(alike)) else {
+        return Ok(None);
+    };
     let weights_at = |at: usize| -> Option<Vec<WeightId>> {
         linears.iter().map(|&l| operand(l, at).and_then(|v| g.as_weight(v))).collect()
     };
@@ -45,7 +49,7 @@ fn apply<'g>(g: &'g Graph, node: NodeId, _cx: &Cx) -> Result<Option<Patch<'g>>, 
         let Some(biases) = weights_at(2).filter(|w| same_type(w)) else { return Ok(None) };
         inputs.push(concat(&mut patch, biases)?);
     }
-    let merged = patch.add(Linear { out: *out }, &inputs)?;
+    let merged = patch.add(Linear { act: None, out: *out }, &inputs)?;
     patch.name(merged, &format!("{}.merged", g.value_name(g.output_of(first))));
     let mut start = 0;
     for (&linear, &len) in linears.iter().zip(&widths) {
@@ -61,15 +65,9 @@ fn apply<'g>(g: &'g Graph, node: NodeId, _cx: &Cx) -> Result<Option<Patch<'g>>, 
 
 /// The three linears behind an attention, in the order query, key, value.
 fn projections(g: &Graph, attention: NodeId) -> Option<[NodeId; 3]> {
-    let &[q, state] = &g.node(attention).inputs[..] else { return None };
-    let append = g.producer(state).filter(|&n| matches!(g.op(n), Op::KvAppend(_)))?;
-    let (k, v) = (g.input_of(append, 0), g.input_of(append, 1));
+    let inputs = AttentionInputs::of(g, attention)?;
     let linear = |value: ValueId| g.producer(value).filter(|&n| matches!(g.op(n), Op::Linear(_)));
-    let rotated = |value: ValueId| {
-        let rope = g.producer(value).filter(|&n| matches!(g.op(n), Op::Rope(_)))?;
-        linear(g.input_of(rope, 0))
-    };
-    let all = [rotated(q)?, rotated(k)?, linear(v)?];
+    let all = [linear(inputs.q.source)?, linear(inputs.k.source)?, linear(inputs.v)?];
     let distinct = all[0] != all[1] && all[1] != all[2] && all[0] != all[2];
     distinct.then_some(all)
 }

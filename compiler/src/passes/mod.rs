@@ -2,8 +2,10 @@
 //!
 //! A new one is its file, its `mod` line, its place in `pipeline.rs` and its line in [`RULES`] or [`PASSES`].
 
+mod attention_inputs;
 mod fold_constants;
 mod fuse_add_rms_norm;
+mod fuse_linear_activation;
 mod fuse_linear_add;
 mod fuse_linear_glu;
 mod fuse_norm_linear;
@@ -20,6 +22,7 @@ use lathe_ir::driver::{Pass, Rule, drive};
 
 pub use fold_constants::FOLD_CONSTANTS;
 pub use fuse_add_rms_norm::FUSE_ADD_RMS_NORM;
+pub use fuse_linear_activation::FUSE_LINEAR_ACTIVATION;
 pub use fuse_linear_add::FUSE_LINEAR_ADD;
 pub use fuse_linear_glu::FUSE_LINEAR_GLU;
 pub use fuse_norm_linear::{FUSE_NORM_LINEAR, FUSE_NORM_LINEAR_GLU};
@@ -33,6 +36,7 @@ pub use remove_dead::REMOVE_DEAD;
 /// Every rule.
 pub const RULES: &[&Rule] = &[
     &FUSE_ADD_RMS_NORM,
+    &FUSE_LINEAR_ACTIVATION,
     &FUSE_LINEAR_ADD,
     &FUSE_LINEAR_GLU,
     &FUSE_NORM_LINEAR,

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use lathe_ir::entity::{Id, NodeId, ValueId};
 use lathe_ir::facts::Dim;
-use lathe_ir::ops::Op;
+use lathe_ir::ops::{Op, QkNorm};
 use lathe_ir::{Facts, Graph};
 use lathe_kernels::paged::KvLayout;
 use lathe_numerics::contract::PANEL;
@@ -144,6 +144,9 @@ impl<'a> Selection<'a> {
                 ("embedding", inputs, vec![self.write(node.outputs[0])?], vec![])
             }
             Op::RmsNorm(op) => {
+                if op.groups != 1 {
+                    return Err(self.unsupported(id, "norms by groups have no kernel"));
+                }
                 let norm = self.weight(id, value(1), Layout::RowMajor, self.dtype(value(0)))?;
                 let inputs = vec![self.read(value(0))?, norm];
                 ("rms_norm", inputs, vec![self.write(node.outputs[0])?], vec![float("eps", op.eps)])
@@ -155,7 +158,10 @@ impl<'a> Selection<'a> {
                 let outputs = vec![self.write(node.outputs[0])?, self.write(node.outputs[1])?];
                 ("add_rms_norm", inputs, outputs, vec![float("eps", op.eps)])
             }
-            Op::Linear(_) => {
+            Op::Linear(op) => {
+                if let Some(act) = op.act {
+                    return Err(self.unsupported(id, format!("a projection with {act} has no kernel")));
+                }
                 let inputs = self.projection(id)?;
                 ("gemm", inputs, vec![self.write(node.outputs[0])?], vec![choice("epilogue", "store")])
             }
@@ -171,6 +177,11 @@ impl<'a> Selection<'a> {
             }
             Op::RopeAppend(op) => {
                 self.expect_dtype(id, value(0), DType::F32)?;
+                if op.qk_norm != QkNorm::None || node.inputs.len() != 4 {
+                    return Err(
+                        self.unsupported(id, "norms of query and key, or no rotation, have no kernel")
+                    );
+                }
                 let mut inputs = vec![self.read(value(0))?];
                 inputs.extend(self.rotation(id, &node.inputs[1..], op.layer)?);
                 let params =
@@ -288,10 +299,10 @@ impl<'a> Selection<'a> {
         Ok([self.read(inputs[0])?, norm])
     }
 
-    /// Positions, table and cache layer of a rotation; its state is the cache.
+    /// Positions, table and cache layer of a rotation with operands positions, state, table; its state is the cache.
     fn rotation(&mut self, id: NodeId, operands: &[ValueId], layer: usize) -> Result<[Operand; 3]> {
         let positions = self.input(id, operands[0], Input::Positions)?;
-        let table = self.weight(id, operands[1], Layout::RowMajor, None)?;
+        let table = self.weight(id, operands[2], Layout::RowMajor, None)?;
         Ok([positions, table, self.cache(id, layer)?])
     }
 

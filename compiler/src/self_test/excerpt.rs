@@ -106,6 +106,9 @@ fn renumbered(expr: &WeightExpr, weights: &HashMap<WeightId, WeightId>) -> Resul
         WeightExpr::Concat(of) => WeightExpr::Concat(all(of)?),
         WeightExpr::Interleave { of, group } => WeightExpr::Interleave { of: all(of)?, group: *group },
         WeightExpr::Cast(of, dtype) => WeightExpr::Cast(one(of)?, *dtype),
+        WeightExpr::Rows { of, pick } => WeightExpr::Rows { of: one(of)?, pick: *pick },
+        WeightExpr::Transpose(of) => WeightExpr::Transpose(one(of)?),
+        WeightExpr::Plus { of, addend } => WeightExpr::Plus { of: one(of)?, addend: *addend },
     })
 }
 

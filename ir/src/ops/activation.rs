@@ -1,22 +1,24 @@
-//! `activation(x) {act}`: element by element in f32 (`lathe_numerics::Activation`), rounded once to the type of `x`.
+//! `activation(x) {act, out}`: element by element in f32 (`lathe_numerics::Activation`), rounded once to `out`.
 
-use lathe_numerics::Activation;
+use lathe_numerics::{Activation, DType};
 
 use crate::facts::Facts;
 use crate::interp::EvalCx;
-use crate::op::{Args, Attrs, Operation};
+use crate::op::{Args, Attrs, Operation, float_out};
 use crate::tensor::Value;
 
-/// The activation of a `[t, n]` tensor; type and shape of the result are those of the operand.
+/// `x: float[t, n]` gives `out[t, n]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Activate {
     /// The function.
     pub act: Activation,
+    /// Result type; f32 unless stated.
+    pub out: DType,
 }
 
 impl Default for Activate {
     fn default() -> Self {
-        Self { act: Activation::Silu }
+        Self { act: Activation::Silu, out: DType::F32 }
     }
 }
 
@@ -25,12 +27,14 @@ impl Operation for Activate {
 
     fn attrs(&mut self, a: &mut Attrs) {
         a.required("act", &mut self.act);
+        a.out(&mut self.out);
     }
 
     fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
         args.expect(1, 1)?;
-        let (dtype, shape) = args.float(0, "x", 2)?;
-        Ok(vec![Facts::tensor(dtype, shape.iter().cloned())])
+        let (_, shape) = args.float(0, "x", 2)?;
+        float_out(self.out)?;
+        Ok(vec![Facts::tensor(self.out, shape.iter().cloned())])
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
@@ -48,8 +52,6 @@ impl Operation for Activate {
 
 #[cfg(test)]
 mod tests {
-    use lathe_numerics::DType;
-
     use super::*;
     use crate::interp::testing::{eval, floats};
 
@@ -58,10 +60,10 @@ mod tests {
         let x = floats(DType::F32, [1, 3], &[0.0, 1.0, -2.0]);
         for (act, want) in [
             (Activation::Silu, [0.0, 0.731_058_6, -0.238_405_84]),
-            (Activation::Gelu, [0.0, 0.841_344_75, -0.045_500_264]),
+            (Activation::Gelu, [0.0, 0.841_344_7, -0.045_500_264]),
             (Activation::GeluTanh, [0.0, 0.841_192, -0.045_402_3]),
         ] {
-            for (got, want) in eval(Activate { act }, &[&x]).iter().zip(want) {
+            for (got, want) in eval(Activate { act, out: DType::F32 }, &[&x]).iter().zip(want) {
                 assert!((got - want).abs() < 1e-6, "{act}: {got}, want {want}");
             }
         }

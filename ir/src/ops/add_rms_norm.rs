@@ -37,7 +37,7 @@ impl Operation for AddRmsNorm {
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let (x, residual, w) = (inputs[0].floats()?, inputs[1].floats()?, inputs[2].floats()?);
         let sum = cx.finish(0, x.iter().zip(residual).map(|(a, b)| a + b).collect());
-        let normed = cx.finish(1, normalise(sum.floats()?, w, self.eps));
+        let normed = cx.finish(1, normalise(sum.floats()?, w, w.len(), self.eps));
         Ok(vec![sum, normed])
     }
 

@@ -1,9 +1,10 @@
-//! `linear(x, @w, [@bias]) {out}`: `y = x w^T + bias`.
+//! `linear(x, @w, [@bias]) {act, out}`: `y = act(x w^T + bias)`.
 //!
 //! K is cut into `gemm_slices(n, k)` slices; each is summed from zero in ascending k with separate products and sums
-//! in f32, the slices are folded left, the bias is added last. One rounding, to `out`.
+//! in f32, the slices are folded left, the bias is added last, the activation, if any, is of that sum. One rounding, to
+//! `out`: bit for bit `activation` behind an f32 projection.
 
-use lathe_numerics::{DType, gemm_slices};
+use lathe_numerics::{Activation, DType, gemm_slices};
 
 use crate::facts::{Bindings, Dim, Facts};
 use crate::interp::EvalCx;
@@ -13,13 +14,15 @@ use crate::tensor::Value;
 /// `x: float[t, k]`, `w: float[n, k]`, `bias: float[n]` gives `out[t, n]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
+    /// Of the sum; none unless stated.
+    pub act: Option<Activation>,
     /// Result type; f32 unless stated.
     pub out: DType,
 }
 
 impl Default for Linear {
     fn default() -> Self {
-        Self { out: DType::F32 }
+        Self { act: None, out: DType::F32 }
     }
 }
 
@@ -104,6 +107,7 @@ impl Operation for Linear {
     const NAME: &'static str = "linear";
 
     fn attrs(&mut self, a: &mut Attrs) {
+        a.optional("act", &mut self.act, None);
         a.out(&mut self.out);
     }
 
@@ -114,7 +118,11 @@ impl Operation for Linear {
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
-        Ok(vec![cx.finish(0, apply(inputs)?)])
+        let mut y = apply(inputs)?;
+        if let Some(act) = self.act {
+            y.iter_mut().for_each(|y| *y = act.apply(*y));
+        }
+        Ok(vec![cx.finish(0, y)])
     }
 
     fn is_rowwise(&self, input: usize) -> bool {
@@ -141,7 +149,12 @@ mod tests {
         let w = floats(DType::BF16, [3, 2], &[1.0, 0.0, 0.0, 1.0, 3.0, 4.0]);
         assert_eq!(eval(Linear::default(), &[&x, &w]), [1.0, 2.0, 11.0, 0.5, -1.0, -2.5]);
         let bias = vector(DType::F32, &[0.0, 0.0, 0.25]);
-        assert_eq!(eval(Linear { out: DType::BF16 }, &[&x, &w, &bias])[2], DType::BF16.round(11.25));
+        assert_eq!(
+            eval(Linear { act: None, out: DType::BF16 }, &[&x, &w, &bias])[2],
+            DType::BF16.round(11.25)
+        );
+        let silu = eval(Linear { act: Some(Activation::Silu), out: DType::F32 }, &[&x, &w, &bias]);
+        assert_eq!(silu[5], Activation::Silu.apply(-2.25));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod activation;
 mod add;
 mod add_rms_norm;
 mod attention;
+mod cast;
 mod combine;
 mod combine_add;
 mod embedding;
@@ -19,6 +20,7 @@ mod expert_linear_glu;
 mod gather_rows;
 mod glu;
 mod kv_append;
+mod layer_norm;
 mod linear;
 mod linear_add;
 mod linear_glu;
@@ -29,9 +31,12 @@ mod norm_linear_rope_append;
 mod rms_norm;
 mod rope;
 mod rope_append;
+mod scale;
 mod slice_cols;
+mod softcap;
 mod top_k;
 
+pub use rope_append::QkNorm;
 pub use top_k::Over;
 
 macro_rules! ops {
@@ -133,11 +138,13 @@ ops! {
     attention::Attention,
     combine::Combine,
     combine_add::CombineAdd,
+    cast::Cast,
     embedding::Embedding,
     expert_linear::ExpertLinear,
     expert_linear_glu::ExpertLinearGlu,
     gather_rows::GatherRows,
     kv_append::KvAppend,
+    layer_norm::LayerNorm,
     linear::Linear,
     linear_add::LinearAdd,
     linear_glu::LinearGlu,
@@ -149,6 +156,8 @@ ops! {
     rope::Rope,
     rope_append::RopeAppend,
     glu::Glu,
+    scale::Scale,
     slice_cols::SliceCols,
     top_k::TopK,
+    softcap::Softcap,
 }

@@ -33,7 +33,7 @@ pub(super) fn behind_norm(
 ) -> Result<Vec<Facts>, String> {
     let facts = args.facts();
     let (first, behind) = facts.split_at(facts.len().min(2));
-    let normed = RmsNorm { eps }.infer(&Args::new(first, args.cache))?;
+    let normed = RmsNorm { eps, groups: 1 }.infer(&Args::new(first, args.cache))?;
     let operands: Vec<&Facts> = normed.iter().chain(behind.iter().copied()).collect();
     rest(&Args::new(&operands, args.cache))
 }
@@ -54,7 +54,7 @@ impl Operation for NormLinear {
     }
 
     fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
-        behind_norm(args, self.eps, |args| Linear { out: self.out }.infer(args))
+        behind_norm(args, self.eps, |args| Linear { act: None, out: self.out }.infer(args))
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {

@@ -1,5 +1,5 @@
-//! `norm_linear_rope_append(x, positions, @table, state, @norm, @w, [@bias]) {eps, head_dim, heads, kv_heads, layer, out}`:
-//! `rope_append(norm_linear {eps} (x, norm, w, bias), positions, table, state)`.
+//! `norm_linear_rope_append(x, positions, state, @table, @norm, @w, [@bias]) {eps, head_dim, heads, kv_heads, layer, out}`:
+//! `rope_append(norm_linear {eps} (x, norm, w, bias), positions, state, table)`.
 //!
 //! Rounding points: the normed row, to the type of `x`; then those of `rope_append`. Bit for bit the two ops.
 
@@ -12,7 +12,7 @@ use crate::ops::norm_linear::{self, NormLinear};
 use crate::ops::{RopeAppend, linear};
 use crate::tensor::{Tensor, Value};
 
-/// `x: D[t, k]`, positions, table and state as `rope_append` has them, `norm: float[k]`,
+/// `x: D[t, k]`, positions, state and table as `rope_append` has them, `norm: float[k]`,
 /// `w: float[(heads + 2 * kv_heads) * head_dim, k]` and a bias of as many rows give `q: out[t, heads * head_dim]` and the
 /// state after.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +37,7 @@ impl Default for NormLinearRopeAppend {
     }
 }
 
-/// Operands of the rotation, between x and the weights: positions, table, state.
+/// Operands of the rotation, between x and the weights: positions, state, table.
 const ROTATION: std::ops::Range<usize> = 1..4;
 
 impl NormLinearRopeAppend {
@@ -48,6 +48,7 @@ impl NormLinearRopeAppend {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             out: self.out,
+            ..RopeAppend::default()
         }
     }
 }
@@ -88,7 +89,7 @@ impl Operation for NormLinearRopeAppend {
     }
 
     fn is_weight(&self, input: usize) -> bool {
-        input == 2 || input > 3
+        input > 2
     }
 
     fn cache_layer(&self) -> Option<usize> {

@@ -6,7 +6,7 @@
 
 use lathe_numerics::DType;
 
-use crate::facts::{Dim, Facts};
+use crate::facts::Facts;
 use crate::interp::EvalCx;
 use crate::op::{Args, Attrs, Operation, dim_is, float_out, same_dim};
 use crate::tensor::Value;
@@ -31,10 +31,9 @@ impl Default for Rope {
     }
 }
 
-/// Checks `positions` and `@table` and gives the rotary width.
-pub(super) fn check_table(args: &Args<'_>, at: usize, rows: &Dim, head_dim: usize) -> Result<usize, String> {
-    same_dim(rows, "rows", args.ints(at, "positions")?, "length of positions")?;
-    let (dtype, table) = args.float(at + 1, "table", 2)?;
+/// Checks `@table` and gives the rotary width.
+pub(super) fn check_table(args: &Args<'_>, at: usize, head_dim: usize) -> Result<usize, String> {
+    let (dtype, table) = args.float(at, "table", 2)?;
     if dtype != DType::F32 {
         return Err(format!("table is {dtype}, expected f32"));
     }
@@ -80,7 +79,8 @@ impl Operation for Rope {
         args.expect(3, 3)?;
         let (_, x) = args.float(0, "x", 2)?;
         dim_is(&x[1], "columns of x", self.heads * self.head_dim)?;
-        let rotary = check_table(args, 1, &x[0], self.head_dim)?;
+        same_dim(&x[0], "rows", args.ints(1, "positions")?, "length of positions")?;
+        let rotary = check_table(args, 2, self.head_dim)?;
         if rotary != self.rotary_dim {
             return Err(format!("rotary_dim is {}, the table has {rotary} columns", self.rotary_dim));
         }

@@ -140,7 +140,8 @@ impl<'a> Cursor<'a> {
     /// An attribute's value: a word or a number, as text.
     pub fn attribute(&mut self) -> Result<&'a str, IrError> {
         self.skip_blanks();
-        let value = self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '+'));
+        let value =
+            self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '+' | ':'));
         if value.is_empty() { self.expected("a word or number") } else { Ok(value) }
     }
 

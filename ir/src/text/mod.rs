@@ -7,6 +7,9 @@
 //!   weight @NAME : FACTS = tensor "checkpoint name"
 //!   weight @NAME : FACTS = concat @A, @B
 //!   weight @NAME : FACTS = interleave16 @A, @B
+//!   weight @NAME : FACTS = rows @A {count = 8, len = 64, start = 0, stride = 192}
+//!   weight @NAME : FACTS = transpose @A
+//!   weight @NAME : f32[N] = plus @A {addend = 1.0}
 //!   weight @NAME : FACTS = cast @A
 //!   weight @NAME : FACTS = rope_table {dim = 64, positions = 8192, theta = 500000.0}
 //!   %RESULT, ... = OP %A, @W, ... {ATTRIBUTE = VALUE, ...} : FACTS, ...

@@ -12,7 +12,7 @@ use crate::graph::{Graph, Lines};
 use crate::op::{AttrValue, Attrs};
 use crate::ops::Op;
 use crate::rope_table::RopeTable;
-use crate::weight::WeightExpr;
+use crate::weight::{RowPick, WeightExpr};
 
 /// Reads one graph.
 ///
@@ -239,6 +239,24 @@ impl Parser<'_> {
                 (&[of], Some(dtype)) => Ok(WeightExpr::Cast(of, dtype)),
                 _ => self.c.error(place, "cast takes one weight and makes a tensor"),
             },
+            "rows" | "transpose" | "plus" => {
+                let &[of] = self.weight_refs()?.as_slice() else {
+                    return self.c.error(place, format!("{word} takes one weight"));
+                };
+                let attrs = self.attributes()?;
+                let (mut pick, mut addend) = (RowPick::default(), 0.0_f32);
+                let read = Attrs::read(attrs, |a| match word {
+                    "rows" => pick.attrs(a),
+                    "plus" => a.required("addend", &mut addend),
+                    _ => {}
+                });
+                match (read, word) {
+                    (Err(why), _) => self.c.error(place, format!("{word}: {why}")),
+                    (Ok(()), "rows") => Ok(WeightExpr::Rows { of, pick }),
+                    (Ok(()), "plus") => Ok(WeightExpr::Plus { of, addend }),
+                    (Ok(()), _) => Ok(WeightExpr::Transpose(of)),
+                }
+            }
             "rope_table" => {
                 let attrs = self.attributes()?;
                 let mut table = RopeTable::default();

@@ -27,6 +27,15 @@ impl Graph {
             WeightExpr::Tensor(source) => format!(" = tensor \"{source}\""),
             WeightExpr::Concat(of) => format!(" = concat {}", self.weight_names(of)),
             WeightExpr::Interleave { of, group } => format!(" = interleave{group} {}", self.weight_names(of)),
+            WeightExpr::Rows { of, pick } => {
+                let mut pick = *pick;
+                let attrs = attributes(&Attrs::write(|a| pick.attrs(a)));
+                format!(" = rows @{}{attrs}", self.weight_name(*of))
+            }
+            WeightExpr::Transpose(of) => format!(" = transpose @{}", self.weight_name(*of)),
+            WeightExpr::Plus { of, addend } => {
+                format!(" = plus @{} {{addend = {addend:?}}}", self.weight_name(*of))
+            }
             WeightExpr::Cast(of, _) => format!(" = cast @{}", self.weight_name(*of)),
             WeightExpr::RopeTable(table) => {
                 let mut table = table.clone();
