@@ -59,6 +59,13 @@ unsafe fn typed<const D: u8, const R: usize, const C: usize>(a: &ValueArgs) {
             let end = a.to.min((panel + 1) * PANEL);
             let base = a.v[panel].add(a.col * size);
             while j < end {
+                let offset = ((j % PANEL) * a.row_len + a.col) * size;
+                if let Some(ahead) = a.ahead {
+                    for c in (0..C).step_by(64 / (PANEL * size)) {
+                        let line = ahead[panel].wrapping_add(offset + c * PANEL * size);
+                        _mm_prefetch::<_MM_HINT_T1>(line.cast());
+                    }
+                }
                 let row = base.add((j % PANEL) * a.row_len * size);
                 let mut v = [_mm512_setzero_ps(); C];
                 for c in 0..C {

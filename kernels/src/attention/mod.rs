@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use lathe_numerics::ATTENTION_LEAF;
-use lathe_numerics::contract::{LeafState, PANEL, TREE_LANES, fold_leaf, tree16};
+use lathe_numerics::contract::{LeafState, PANEL, TREE_LANES, tree16};
 
 use crate::convert::Element;
 use crate::error::{KernelError, at_least, product};
@@ -71,7 +71,7 @@ const fn tile_queries(group: usize) -> usize {
 const fn scratch_words(group: usize, head_dim: usize) -> usize {
     let rows = tile_queries(group) * group;
     let padded = head_dim.next_multiple_of(PANEL);
-    rows * (ATTENTION_LEAF + 3 * padded + 2) + MAX_ROWS * MAX_PANELS * PANEL
+    rows * (ATTENTION_LEAF + 3 * padded + 2)
 }
 
 /// [`Kernel::scratch_len`] of any attention with these heads.
@@ -104,11 +104,18 @@ impl<'a> Attention<'a> {
         Ok(Attention { args: a, kind, group, tile, units })
     }
 
-    /// One tile of query rows under one key-value head.
+    /// One tile of query rows under one key-value head; `next` is what is read after it.
     ///
     /// # Safety
     /// The caller owns the tile's output; `s` is as split by `Scratch::split`.
-    unsafe fn tile(&self, seq: &Sequence, kv_head: usize, first: usize, s: &mut Scratch) {
+    unsafe fn tile(
+        &self,
+        seq: &Sequence,
+        kv_head: usize,
+        first: usize,
+        next: Option<Panels>,
+        s: &mut Scratch,
+    ) {
         let a = &self.args;
         let hd = a.cache.layout().head_dim();
         let queries = self.tile.min(seq.q_len - first);
@@ -124,24 +131,21 @@ impl<'a> Attention<'a> {
         for leaf in 0..leaves {
             let start = leaf * ATTENTION_LEAF;
             let filled = ATTENTION_LEAF.min(limit(rows - 1) - start);
-            let mut k = [std::ptr::null(); LEAF_PANELS];
-            let mut v = [std::ptr::null(); LEAF_PANELS];
-            let l = a.cache.layout();
-            for p in 0..filled.div_ceil(PANEL) {
-                let position = start + p * PANEL;
-                let (block, at) = (a.batch.block_of(seq, position), position % l.block());
-                // SAFETY: block ids were checked; indices of the layout are within a block.
-                unsafe {
-                    k[p] = a.cache.at(block, l.k_index(kv_head, at, 0)).cast_const();
-                    v[p] = a.cache.at(block, l.v_index(kv_head, at, 0)).cast_const();
+            let (k, v) = self.panels(seq, kv_head, start, start + filled);
+            s.ahead = match leaf + 1 < leaves {
+                true => {
+                    let start = start + ATTENTION_LEAF;
+                    Some(self.panels(seq, kv_head, start, limit(rows - 1).min(start + ATTENTION_LEAF)))
                 }
-            }
+                false => next,
+            };
             for (r0, n) in sub_tiles(rows) {
                 if limit(r0 + n - 1) <= start {
                     continue;
                 }
                 // SAFETY: k and v hold the leaf's panels; r0..r0 + n are rows of the tile.
                 unsafe { self.leaf(&k, &v, filled, start, r0, n, &limit, s) };
+                s.ahead = None;
             }
         }
         with_float!(a.q.dtype(), T => a.path.run(|| for r in 0..rows {
@@ -154,6 +158,25 @@ impl<'a> Attention<'a> {
                 *o = <T as Element>::from_f32(t / sum);
             }
         }));
+    }
+
+    /// K and V of positions `start..end` of a leaf.
+    fn panels(&self, seq: &Sequence, kv_head: usize, start: usize, end: usize) -> Panels {
+        let l = self.args.cache.layout();
+        let at = |position: usize| {
+            let (block, at) = (self.args.batch.block_of(seq, position), position % l.block());
+            // SAFETY: block ids were checked; indices of the layout are within a block.
+            unsafe {
+                let k = self.args.cache.at(block, l.k_index(kv_head, at, 0));
+                (k.cast_const(), self.args.cache.at(block, l.v_index(kv_head, at, 0)).cast_const())
+            }
+        };
+        let (k, v) = at(start);
+        let mut panels = ([k; LEAF_PANELS], [v; LEAF_PANELS]);
+        for (p, position) in (start..end).step_by(PANEL).enumerate().skip(1) {
+            (panels.0[p], panels.1[p]) = at(position);
+        }
+        panels
     }
 
     /// Packs query rows `r0..r0 + n` of a tile as GEMM rows of depth head_dim.
@@ -207,16 +230,16 @@ impl<'a> Attention<'a> {
                     w,
                     steps: hd / self.kind.k_per_step(),
                     from: None,
-                    to: s.tile.as_mut_ptr(),
+                    to: s.scores.as_mut_ptr().add(r0 * ATTENTION_LEAF + p * PANEL),
+                    to_stride: ATTENTION_LEAF,
                     add: false,
-                    ahead: Ahead::nothing(s.q.as_ptr()),
+                    ahead: s.ahead.map(|(k, _)| {
+                        let mut at = [k[p]; MAX_PANELS];
+                        at[..np].copy_from_slice(&k[p..p + np]);
+                        Ahead { at, stride: 64 }
+                    }),
                 };
                 tile::run(a.path, self.kind, n, np, &args);
-            }
-            for r in 0..n {
-                let from = &s.tile[r * np * PANEL..(r + 1) * np * PANEL];
-                let to = (r0 + r) * ATTENTION_LEAF + p * PANEL;
-                s.scores[to..to + np * PANEL].copy_from_slice(from);
             }
             p += np;
         }
@@ -242,20 +265,17 @@ impl<'a> Attention<'a> {
         }
         let (total, acc, padded) = (&mut *s.total, &*s.acc, s.padded);
         a.path.run(|| {
+            let state = &mut s.state[r0 * 2..(r0 + n) * 2];
+            let (fa, fb) = fold_leaves(state, &states[..n], start == 0);
             for r in 0..n {
                 let row = (r0 + r) * padded..(r0 + r + 1) * padded;
-                let state = &mut s.state[(r0 + r) * 2..(r0 + r) * 2 + 2];
                 let (total, acc) = (&mut total[row.clone()], &acc[row]);
                 if start == 0 {
-                    (state[0], state[1]) = (states[r].max, states[r].sum);
                     total.copy_from_slice(acc);
                     continue;
                 }
-                let before = LeafState { max: state[0], sum: state[1] };
-                let (after, fa, fb) = fold_leaf(before, states[r]);
-                (state[0], state[1]) = (after.max, after.sum);
                 for (t, o) in total.iter_mut().zip(acc) {
-                    *t = *t * fa + *o * fb;
+                    *t = *t * fa[r] + *o * fb[r];
                 }
             }
         });
@@ -286,6 +306,7 @@ impl<'a> Attention<'a> {
                 ValueArgs {
                     p: s.scores.as_ptr().add(r0 * ATTENTION_LEAF),
                     v,
+                    ahead: s.ahead.as_ref().map(|a| &a.1),
                     row_len: l.head_dim(),
                     col: c * PANEL,
                     last: PANEL.min(l.head_dim() - (c + nc - 1) * PANEL),
@@ -308,11 +329,16 @@ impl<'a> Attention<'a> {
     }
 }
 
+/// K and V of a leaf, by panels; the first one again where there are no more.
+type Panels = ([*const u8; LEAF_PANELS], [*const u8; LEAF_PANELS]);
+
 /// A product of weights `[rows][128]` with value rows: `v[j / 16]` points at 16 rows of `row_len` elements; columns
 /// `col..` in chunks of 16, `last` columns in the last chunk. `acc` rows are `acc_stride` apart and padded to 16.
+/// Meanwhile memory may be asked for `ahead`: blocks are scattered, which the hardware does not foresee.
 struct ValueArgs<'a> {
     p: *const f32,
     v: &'a [*const u8; LEAF_PANELS],
+    ahead: Option<&'a [*const u8; LEAF_PANELS]>,
     row_len: usize,
     col: usize,
     last: usize,
@@ -365,14 +391,37 @@ fn weigh(scores: &mut [f32], n: usize, scale: f32) -> LeafState {
     LeafState { max, sum: tree16(&sums) }
 }
 
+/// `numerics::fold_leaf`, bit for bit, for several rows side by side: `state` holds maximum and sum of each. The first
+/// leaf of a row is its state.
+#[inline(always)]
+fn fold_leaves(state: &mut [f32], leaves: &[LeafState], first: bool) -> ([f32; MAX_ROWS], [f32; MAX_ROWS]) {
+    let (mut fa, mut fb) = ([0.0; MAX_ROWS], [0.0; MAX_ROWS]);
+    let states = state.as_chunks_mut::<2>().0;
+    if first {
+        states.iter_mut().zip(leaves).for_each(|(s, l)| *s = [l.max, l.sum]);
+        return (fa, fb);
+    }
+    for ((a, b), (s, l)) in fa.iter_mut().zip(&mut fb).zip(states.iter_mut().zip(leaves)) {
+        let max = if l.max > s[0] { l.max } else { s[0] };
+        (*a, *b) = (s[0] - max, l.max - max);
+        s[0] = max;
+    }
+    fa.iter_mut().chain(&mut fb).for_each(|f| *f = lanes::exp(*f));
+    for ((a, b), (s, l)) in fa.iter().zip(&fb).zip(states.iter_mut().zip(leaves)) {
+        s[1] = s[1] * a + l.sum * b;
+    }
+    (fa, fb)
+}
+
 struct Scratch<'a> {
     q: &'a mut [f32],
     scores: &'a mut [f32],
     acc: &'a mut [f32],
     total: &'a mut [f32],
     state: &'a mut [f32],
-    tile: &'a mut [f32],
     padded: usize,
+    /// The leaf after this one.
+    ahead: Option<Panels>,
 }
 
 impl<'a> Scratch<'a> {
@@ -382,9 +431,8 @@ impl<'a> Scratch<'a> {
         let (scores, s) = s.split_at_mut(rows * ATTENTION_LEAF);
         let (acc, s) = s.split_at_mut(rows * padded);
         let (total, s) = s.split_at_mut(rows * padded);
-        let (state, s) = s.split_at_mut(rows * 2);
-        let (tile, _) = s.split_at_mut(MAX_ROWS * MAX_PANELS * PANEL);
-        Scratch { q, scores, acc, total, state, tile, padded }
+        let (state, _) = s.split_at_mut(rows * 2);
+        Scratch { q, scores, acc, total, state, padded, ahead: None }
     }
 }
 
@@ -403,13 +451,21 @@ impl Kernel for Attention<'_> {
         let mut s = Scratch::split(scratch, self.tile * self.group, l.head_dim());
         // Units run sequence by sequence, then by key-value head, then by tile of rows.
         let mut base = 0;
-        for seq in self.args.batch.sequences() {
+        let mut seqs = self.args.batch.sequences().iter().peekable();
+        while let Some(seq) = seqs.next() {
             let tiles = seq.q_len.div_ceil(self.tile);
             let end = base + tiles * l.kv_heads();
             for unit in units.start.max(base)..units.end.min(end) {
                 let (kv_head, t) = ((unit - base) / tiles, (unit - base) % tiles);
+                let first =
+                    |seq: &Sequence, kv_head| self.panels(seq, kv_head, 0, seq.kv_len.min(ATTENTION_LEAF));
+                let next = match (unit + 1 < end, seqs.peek()) {
+                    (true, _) => Some(first(seq, (unit + 1 - base) / tiles)),
+                    (false, Some(seq)) => Some(first(seq, 0)),
+                    (false, None) => None,
+                };
                 // SAFETY: the unit owns its rows and heads of the output.
-                unsafe { self.tile(seq, kv_head, t * self.tile, &mut s) };
+                unsafe { self.tile(seq, kv_head, t * self.tile, next, &mut s) };
             }
             base = end;
             if base >= units.end {

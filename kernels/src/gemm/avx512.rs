@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{FETCHING_ROWS, Kind, LINE, TileArgs};
+use super::tile::{Kind, LINE, TileArgs};
 
 macro_rules! dispatch {
     ($f:ident, $rows:expr, $panels:expr, $args:expr; $(($r:literal, $p:literal)),*) => {
@@ -37,50 +37,49 @@ pub(super) unsafe fn run(kind: Kind, rows: usize, panels: usize, args: &TileArgs
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
-unsafe fn load<const R: usize, const P: usize>(a: &TileArgs) -> [[__m512; P]; R] {
-    let mut c = [[_mm512_setzero_ps(); P]; R];
-    if let Some(from) = a.from {
-        for r in 0..R {
-            for p in 0..P {
-                // SAFETY: within the sums.
-                c[r][p] = unsafe { _mm512_loadu_ps(from.add((r * P + p) * 16)) };
+/// Sums to begin with. A macro, as is `store`: a function that is not inlined would take all sums through memory, and one
+/// with target features cannot be told to be.
+macro_rules! load {
+    ($a:expr) => {{
+        let mut c = [[_mm512_setzero_ps(); P]; R];
+        if let Some(from) = $a.from {
+            for r in 0..R {
+                for p in 0..P {
+                    c[r][p] = _mm512_loadu_ps(from.add((r * P + p) * 16));
+                }
             }
         }
-    }
-    c
+        c
+    }};
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
-unsafe fn store<const R: usize, const P: usize>(a: &TileArgs, c: [[__m512; P]; R]) {
-    for r in 0..R {
-        for p in 0..P {
-            // SAFETY: within the sums.
-            unsafe {
-                let to = a.to.add((r * P + p) * 16);
-                let sum = if a.add { _mm512_add_ps(_mm512_loadu_ps(to), c[r][p]) } else { c[r][p] };
+macro_rules! store {
+    ($a:expr, $c:expr) => {
+        for r in 0..R {
+            for p in 0..P {
+                let to = $a.to.add(r * $a.to_stride + p * 16);
+                let sum = if $a.add { _mm512_add_ps(_mm512_loadu_ps(to), $c[r][p]) } else { $c[r][p] };
                 _mm512_storeu_ps(to, sum);
             }
         }
-    }
+    };
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
 unsafe fn bf16_pairs<const R: usize, const P: usize>(a: &TileArgs) {
     // SAFETY: the caller's pointers cover `steps`.
     unsafe {
-        let mut c = load::<R, P>(a);
+        let mut c = load!(a);
         for s in 0..a.steps {
             let x = a.x.add(s / LINE * R * LINE + s % LINE).cast::<i32>();
             let mut w = [_mm512_setzero_si512(); P];
             for p in 0..P {
                 w[p] = _mm512_loadu_si512(a.w[p].add(s * 64).cast());
             }
-            if R >= FETCHING_ROWS && P <= 2 {
-                let line = a.ahead.at[s % 2].wrapping_add(s * a.ahead.stride);
-                _mm_prefetch::<_MM_HINT_T1>(line.cast());
+            if let Some(ahead) = &a.ahead {
+                for p in 0..P {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.at[p].wrapping_add(s * ahead.stride).cast());
+                }
             }
             for r in 0..R {
                 let v = _mm512_set1_epi32(*x.add(r * LINE));
@@ -89,7 +88,7 @@ unsafe fn bf16_pairs<const R: usize, const P: usize>(a: &TileArgs) {
                 }
             }
         }
-        store(a, c);
+        store!(a, c);
     }
 }
 
@@ -104,7 +103,7 @@ fn pairs(v: __m512i) -> __m512bh {
 unsafe fn bf16_wide<const R: usize, const P: usize>(a: &TileArgs) {
     // SAFETY: the caller's pointers cover `steps`.
     unsafe {
-        let mut c = load::<R, P>(a);
+        let mut c = load!(a);
         let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         for s in 0..a.steps {
             let x = a.x.add(2 * s / LINE * R * LINE + 2 * s % LINE);
@@ -126,7 +125,7 @@ unsafe fn bf16_wide<const R: usize, const P: usize>(a: &TileArgs) {
                 }
             }
         }
-        store(a, c);
+        store!(a, c);
     }
 }
 
@@ -134,7 +133,7 @@ unsafe fn bf16_wide<const R: usize, const P: usize>(a: &TileArgs) {
 unsafe fn f16<const R: usize, const P: usize>(a: &TileArgs) {
     // SAFETY: the caller's pointers cover `steps`.
     unsafe {
-        let mut c = load::<R, P>(a);
+        let mut c = load!(a);
         for s in 0..a.steps {
             let x = a.x.add(s / LINE * R * LINE + s % LINE);
             let mut w = [_mm512_setzero_ps(); P];
@@ -148,7 +147,7 @@ unsafe fn f16<const R: usize, const P: usize>(a: &TileArgs) {
                 }
             }
         }
-        store(a, c);
+        store!(a, c);
     }
 }
 
@@ -156,7 +155,7 @@ unsafe fn f16<const R: usize, const P: usize>(a: &TileArgs) {
 unsafe fn f32<const R: usize, const P: usize>(a: &TileArgs) {
     // SAFETY: the caller's pointers cover `steps`.
     unsafe {
-        let mut c = load::<R, P>(a);
+        let mut c = load!(a);
         for s in 0..a.steps {
             let x = a.x.add(s / LINE * R * LINE + s % LINE);
             let mut w = [_mm512_setzero_ps(); P];
@@ -170,6 +169,6 @@ unsafe fn f32<const R: usize, const P: usize>(a: &TileArgs) {
                 }
             }
         }
-        store(a, c);
+        store!(a, c);
     }
 }

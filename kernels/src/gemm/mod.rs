@@ -228,10 +228,8 @@ impl<'a> Gemm<'a> {
                 let stride = kind.w_bytes().div_ceil(count);
                 for (t, (r0, n)) in tiles(rows).enumerate() {
                     let steps = depth.div_ceil(kind.k_per_step());
-                    let ahead = match count {
-                        1 => Ahead::nothing(x),
-                        _ => Ahead { at: [0, 1].map(|i| next(i).wrapping_add(t * steps * stride)), stride },
-                    };
+                    let from = |i| next(i).wrapping_add(t * steps * stride);
+                    let ahead = (count > 1).then(|| Ahead { at: [0, 1, 2, 3].map(from), stride });
                     // SAFETY: offsets within the packed rows and the accumulator.
                     unsafe {
                         let args = TileArgs {
@@ -240,6 +238,7 @@ impl<'a> Gemm<'a> {
                             steps,
                             from: (k0 > 0).then_some(part.add(r0 * np * PANEL).cast_const()),
                             to: if last { total } else { part }.add(r0 * np * PANEL),
+                            to_stride: np * PANEL,
                             add: last && slice > 0,
                             ahead,
                         };

@@ -39,10 +39,10 @@ unsafe fn load<const N: usize>(panels: usize, r: usize, p: usize, a: &TileArgs) 
 }
 
 #[inline(always)]
-unsafe fn store<const N: usize>(panels: usize, r: usize, p: usize, a: &TileArgs, acc: [[f32; 16]; N]) {
+unsafe fn store<const N: usize>(r: usize, p: usize, a: &TileArgs, acc: [[f32; 16]; N]) {
     for i in 0..N {
         // SAFETY: element (r + i, p) of the sums.
-        let to = unsafe { &mut *a.to.add(((r + i) * panels + p) * 16).cast::<[f32; 16]>() };
+        let to = unsafe { &mut *a.to.add((r + i) * a.to_stride + p * 16).cast::<[f32; 16]>() };
         if a.add {
             to.iter_mut().zip(acc[i]).for_each(|(t, s)| *t += s);
         } else {
@@ -65,7 +65,7 @@ unsafe fn f32_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usiz
                 }
             }
         }
-        store(panels, r, p, a, acc);
+        store(r, p, a, acc);
     }
 }
 
@@ -83,7 +83,7 @@ unsafe fn f16_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usiz
                 }
             }
         }
-        store(panels, r, p, a, acc);
+        store(r, p, a, acc);
     }
 }
 
@@ -108,6 +108,6 @@ unsafe fn bf16_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usi
                 }
             }
         }
-        store(panels, r, p, a, acc);
+        store(r, p, a, acc);
     }
 }

@@ -12,9 +12,6 @@ pub(crate) const MAX_PANELS: usize = 4;
 /// Rows up to which a tile may have `MAX_PANELS` panels; above, 2.
 pub(crate) const WIDE_ROWS: usize = 6;
 
-/// Rows from which on a tile of at most two panels fetches ahead.
-pub(crate) const FETCHING_ROWS: usize = 6;
-
 /// Words of packed x that stand together per row: a cache line.
 pub(crate) const LINE: usize = 16;
 
@@ -73,34 +70,27 @@ impl Kind {
 }
 
 /// A tile call: `x` is `[words / 16][rows][16]` words, `x_words` per step in ascending order; `w[p]` is panel p at its first
-/// step. Sums are `[rows][panels][16]` f32: they begin with those at `from`, else with zero, and go to `to`, added to what
-/// is there when `add`.
+/// step. Sums begin with those at `from`, `[rows][panels][16]` f32, else with zero, and go to `to`, added to what is there
+/// when `add`; rows are `to_stride` apart there.
 pub(crate) struct TileArgs {
     pub x: *const f32,
     pub w: [*const u8; MAX_PANELS],
     pub steps: usize,
     pub from: Option<*const f32>,
     pub to: *mut f32,
+    pub to_stride: usize,
     pub add: bool,
-    pub ahead: Ahead,
+    pub ahead: Option<Ahead>,
 }
 
-/// What a tile of [`FETCHING_ROWS`] rows and two panels asks memory for while it multiplies: a line of one of two streams per
-/// step, by turns. Where a panel is read by several tiles, the first would wait for memory and the rest not at all;
-/// so all of them fetch the next panels into the second-level cache.
+/// What is read next, for bf16 pairs: at each step a tile asks memory for a line of each of these streams, which replace
+/// `w` in a later call.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
-    /// Where this tile begins in either stream; need not be readable.
-    pub at: [*const u8; 2],
-    /// Bytes from step to step; at most 32.
+    /// Where this tile begins in the stream of each panel; need not be readable.
+    pub at: [*const u8; MAX_PANELS],
+    /// Bytes from step to step: less than a line where several tiles share the work.
     pub stride: usize,
-}
-
-impl Ahead {
-    /// Asks for one line that is read anyway.
-    pub(crate) fn nothing(x: *const f32) -> Self {
-        Ahead { at: [x.cast(); 2], stride: 0 }
-    }
 }
 
 /// Runs one tile.
