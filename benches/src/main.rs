@@ -15,6 +15,7 @@ mod worker;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use lathe_kernels::Isa;
 
 /// Measures Lathe
 #[derive(Parser)]
@@ -38,6 +39,9 @@ enum Command {
         /// Worker threads
         #[arg(long, default_value_t = 2)]
         threads: usize,
+        /// Instruction set instead of the fastest: avx512, avx2, scalar
+        #[arg(long)]
+        isa: Option<Isa>,
         /// Time per kernel and value, to standard error
         #[arg(long)]
         trace: bool,
@@ -49,9 +53,9 @@ fn main() -> anyhow::Result<()> {
         Command::Peers(args) => peers::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Start(args) => start::run(&args),
-        Command::Worker { plan, threads, trace } => {
+        Command::Worker { plan, threads, isa, trace } => {
             let trace = if trace { Some(trace::Trace::install()?) } else { None };
-            worker::serve(&plan, threads, trace.as_ref())
+            worker::serve(&plan, threads, isa, trace.as_ref())
         }
     }
 }

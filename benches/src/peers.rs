@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lathe_kernels::Isa;
 use lathe_plan::Plan;
 use serde::Serialize;
 
@@ -24,6 +25,9 @@ pub struct Args {
     /// Threads of each engine
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Our instruction set instead of the fastest: avx512, avx2, scalar
+    #[arg(long)]
+    isa: Option<Isa>,
     /// Whom to compare with, of llama, vllm (compiled, its default) and vllm-eager
     #[arg(long, value_delimiter = ',', default_value = "llama,vllm")]
     peers: Vec<String>,
@@ -216,7 +220,7 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(!cases.is_empty(), "no case is called {}", args.cases.join(", "));
     let opened = Plan::open(&plan)?;
     let bytes_per_token = worker::bytes_per_step(&opened)?;
-    let mut engines = vec![Peer::start(ours(&plan, args.threads)?)?];
+    let mut engines = vec![Peer::start(ours(&plan, args)?)?];
     for name in &args.peers {
         engines.push(peer(name, args)?);
     }
@@ -299,8 +303,9 @@ pub fn run(args: &Args) -> Result<()> {
         turns,
     };
     print(&report);
-    let suffix = if args.shape == "1b" { String::new() } else { format!("-{}", args.shape) };
-    let name = format!("{}-peers-cpu{suffix}.json", report.date);
+    let shape = if args.shape == "1b" { String::new() } else { format!("-{}", args.shape) };
+    let isa = args.isa.map_or(String::new(), |isa| format!("-{isa}"));
+    let name = format!("{}-peers-cpu{shape}{isa}.json", report.date);
     results::write(args.out.as_deref(), &name, &report)
 }
 
@@ -384,9 +389,12 @@ fn line(
     })
 }
 
-fn ours(plan: &Path, threads: usize) -> Result<Command> {
+fn ours(plan: &Path, args: &Args) -> Result<Command> {
     let mut c = Command::new(std::env::current_exe()?);
-    c.arg("worker").arg(plan).args(["--threads", &threads.to_string()]);
+    c.arg("worker").arg(plan).args(["--threads", &args.threads.to_string()]);
+    if let Some(isa) = args.isa {
+        c.args(["--isa", isa.name()]);
+    }
     Ok(c)
 }
 

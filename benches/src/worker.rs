@@ -11,6 +11,7 @@ use lathe_api::{
     Engine, SampleRow, SamplingParams, SeqStep, Slot, SlotState, StepOutput, StepPlan, TokenSource, Wanted,
 };
 use lathe_cpu::{CpuEngine, CpuOptions};
+use lathe_kernels::Isa;
 use lathe_plan::Plan;
 use lathe_plan::schema::Place;
 
@@ -30,8 +31,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn load(plan: Arc<Plan>, threads: usize) -> Result<Self> {
-        let engine = CpuEngine::load(plan, &CpuOptions { threads, ..CpuOptions::default() })?;
+    fn load(plan: Arc<Plan>, threads: usize, isa: Option<Isa>) -> Result<Self> {
+        let engine = CpuEngine::load(plan, &CpuOptions { threads, isa, ..CpuOptions::default() })?;
         engine.warm()?;
         let info = engine.info();
         let (t, s) = (info.max_num_tokens as usize, info.max_batch as usize);
@@ -208,10 +209,10 @@ pub fn head_bytes(plan: &Plan) -> Result<u64> {
 }
 
 /// Serves cases until standard input ends.
-pub fn serve(plan: &Path, threads: usize, trace: Option<&Trace>) -> Result<()> {
+pub fn serve(plan: &Path, threads: usize, isa: Option<Isa>, trace: Option<&Trace>) -> Result<()> {
     let start = Instant::now();
     let plan = Arc::new(Plan::open(plan)?);
-    let mut bench = Bench::load(plan.clone(), threads)?;
+    let mut bench = Bench::load(plan.clone(), threads, isa)?;
     let load_s = start.elapsed().as_secs_f64();
     let reply = |json: String| -> Result<()> {
         let mut out = std::io::stdout().lock();

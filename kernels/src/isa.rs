@@ -10,7 +10,7 @@ use crate::error::KernelError;
 pub enum Isa {
     /// Portable Rust; every machine.
     Scalar,
-    /// x86-64 AVX2 + FMA + F16C. Named so that it can be asked for; it has no kernels and is refused.
+    /// x86-64 AVX2 with FMA and F16C (Haswell and Zen, and later).
     Avx2,
     /// x86-64 AVX-512 F, BW, VL, DQ, BF16 with FMA and F16C (Zen 4, Sapphire Rapids and later).
     Avx512,
@@ -26,14 +26,24 @@ impl Isa {
         }
     }
 
-    /// True when this machine has the instructions and this crate has the kernels.
+    /// True when this machine has the instructions.
     pub fn available(self) -> bool {
         match self {
             Isa::Scalar => true,
-            Isa::Avx2 => false,
+            Isa::Avx2 => avx2(),
             Isa::Avx512 => avx512(),
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx2() -> bool {
+    false
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -81,22 +91,19 @@ pub struct IsaPath(Isa);
 impl IsaPath {
     /// The fastest path of this machine.
     pub fn detect() -> Self {
-        if Isa::Avx512.available() { IsaPath(Isa::Avx512) } else { IsaPath(Isa::Scalar) }
+        let fastest = [Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.available());
+        IsaPath(fastest.unwrap_or(Isa::Scalar))
     }
 
     /// The path that was asked for.
     ///
     /// # Errors
-    /// `Unsupported` when the machine lacks the instructions or the crate lacks the kernels.
+    /// `Unsupported` when the machine lacks the instructions.
     pub fn force(isa: Isa) -> Result<Self, KernelError> {
         if isa.available() {
             return Ok(IsaPath(isa));
         }
-        let what = if isa == Isa::Avx2 {
-            "avx2 has no kernels yet; use scalar".to_owned()
-        } else {
-            format!("this machine lacks {isa}; use {}", IsaPath::detect().isa())
-        };
+        let what = format!("this machine lacks {isa}; use {}", IsaPath::detect().isa());
         Err(KernelError::Unsupported { kernel: "isa", what })
     }
 
@@ -118,6 +125,9 @@ impl IsaPath {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `IsaPath` of Avx512 exists only after the features were detected.
             Isa::Avx512 => unsafe { with_avx512(f) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx2 => unsafe { with_avx2(f) },
             _ => f(),
         }
     }
@@ -129,14 +139,30 @@ fn with_avx512<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,f16c,fma")]
+fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn avx2_is_refused_with_its_remedy() {
-        let e = IsaPath::force(Isa::Avx2).unwrap_err().to_string();
-        assert_eq!(e, "isa: unsupported: avx2 has no kernels yet; use scalar");
+    fn what_is_there_can_be_forced_and_what_is_not_is_refused_with_its_remedy() {
+        for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
+            match IsaPath::force(isa) {
+                Ok(path) => assert_eq!(path.isa(), isa),
+                Err(e) => {
+                    let fastest = IsaPath::detect().isa();
+                    assert_eq!(
+                        e.to_string(),
+                        format!("isa: unsupported: this machine lacks {isa}; use {fastest}")
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn compiled_plans_match_torch() {
         let model = model.to_str().unwrap();
         drive::compile(&["--model", model, "--max-batch", "2", "--max-seq-len", "1024"], &plan).unwrap();
         let golden = Golden::read(&path).unwrap();
-        for isa in [Isa::Scalar, Isa::Avx512].into_iter().filter(|i| i.available()) {
+        for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|i| i.available()) {
             let (got, vocab) = logits(&plan, isa, &golden.ids);
             match golden.check(&got, vocab, exact) {
                 Ok(d) => println!("{case} {isa}: {d:?}"),

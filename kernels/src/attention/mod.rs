@@ -21,6 +21,8 @@ use crate::view::{float, same, with_float};
 use crate::{Dst, Isa, IsaPath, Kernel, Src, lanes};
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -321,6 +323,9 @@ impl<'a> Attention<'a> {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: passed on; the path proves the features.
                 Isa::Avx512 => unsafe { avx512::values(l.dtype(), n, nc, &args) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Isa::Avx2 => unsafe { avx2::values(l.dtype(), n, nc, &args) },
                 // SAFETY: passed on.
                 _ => unsafe { scalar::values(l.dtype(), n, nc, &args) },
             }

@@ -3,8 +3,8 @@
 //! Needs: x and W of one dtype in {bf16, f16, f32}; W packed by [`pack_panel`]. Accumulates in f32.
 //! Order: K is cut into `numerics::gemm_slices(stored rows, k)` slices; each starts at zero and adds in ascending k; slices are
 //! folded left; then bias; then the epilogue rounds once. Row count, units and threads do not enter.
-//! Differs by ISA: scalar multiplies and adds; AVX-512 fuses (f16, f32) or uses `vdpbf16ps`, which adds two products
-//! per step and flushes subnormals (bf16).
+//! Differs by ISA: scalar multiplies and adds; AVX2 fuses; AVX-512 fuses (f16, f32) or uses `vdpbf16ps`, which adds two
+//! products per step and flushes subnormals (bf16).
 
 use std::ops::Range;
 
@@ -15,6 +15,8 @@ use crate::error::{KernelError, at_least, product, span};
 use crate::view::{float, same, with_float};
 use crate::{Dst, IsaPath, Kernel, Src, lanes};
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod cases;

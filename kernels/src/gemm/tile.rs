@@ -83,7 +83,7 @@ pub(crate) struct TileArgs {
     pub ahead: Option<Ahead>,
 }
 
-/// What is read next, for bf16 pairs: at each step a tile asks memory for a line of each of these streams, which replace
+/// What is read next, a hint: at each step a tile asks memory for a line of each of these streams, which replace
 /// `w` in a later call.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
@@ -103,6 +103,9 @@ pub(crate) unsafe fn run(path: IsaPath, kind: Kind, rows: usize, panels: usize, 
         #[cfg(target_arch = "x86_64")]
         // SAFETY: passed on.
         Isa::Avx512 => unsafe { super::avx512::run(kind, rows, panels, args) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: passed on.
+        Isa::Avx2 => unsafe { super::avx2::run(kind, rows, panels, args) },
         // SAFETY: passed on.
         _ => unsafe { super::scalar::run(kind, rows, panels, args) },
     }
