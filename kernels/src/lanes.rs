@@ -32,16 +32,31 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// `numerics::activation::tanh`, bit for bit.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let e = exp(-2.0 * x.abs());
+    let y = (1.0 - e) / (1.0 + e);
+    if x < 0.0 { -y } else { y }
+}
+
+/// `numerics::activation::softcap`, bit for bit.
+#[inline(always)]
+pub fn softcap(x: f32, cap: f32) -> f32 {
+    cap * tanh(x / cap)
+}
+
 #[cfg(test)]
 mod tests {
+    use lathe_numerics::activation;
+
     use super::*;
     use crate::IsaPath;
 
-    #[test]
-    fn exp_has_the_contract_bits() {
+    /// `got`, run over lanes by every path, against `want`: every `stride`th float of both signs, and all the ends.
+    fn same_bits(name: &str, stride: usize, got: impl Fn(f32) -> f32 + Copy, want: impl Fn(f32) -> f32) {
         for path in IsaPath::all() {
-            // Every 251st float of both signs, and all the ends.
-            let mut bits = (0..=u32::MAX).step_by(251);
+            let mut bits = (0..=u32::MAX).step_by(stride);
             let mut ends = [EXP_MIN, EXP_MAX, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::NAN]
                 .into_iter()
                 .flat_map(|x| (-40i32..=40).map(move |d| x.to_bits().wrapping_add_signed(d)));
@@ -57,12 +72,19 @@ mod tests {
                     break;
                 }
                 let mut y = x;
-                path.run(|| y.iter_mut().for_each(|v| *v = exp(*v)));
+                path.run(|| y.iter_mut().for_each(|v| *v = got(*v)));
                 for (x, y) in x[..n].iter().zip(&y) {
-                    let want = lathe_numerics::exp::exp(*x);
-                    assert!(want.to_bits() == y.to_bits() || (want.is_nan() && y.is_nan()), "exp({x:e})");
+                    let want = want(*x);
+                    assert!(want.to_bits() == y.to_bits() || (want.is_nan() && y.is_nan()), "{name}({x:e})");
                 }
             }
         }
+    }
+
+    #[test]
+    fn functions_have_the_contract_bits() {
+        same_bits("exp", 251, exp, lathe_numerics::exp::exp);
+        same_bits("tanh", 1009, tanh, activation::tanh);
+        same_bits("softcap", 1009, |x| softcap(x, 50.0), |x| activation::softcap(x, 50.0));
     }
 }

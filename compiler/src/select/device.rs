@@ -204,7 +204,7 @@ impl Selection<'_> {
                 max_seq_len: self.max_seq_len as usize,
                 max_seqs: most(Symbol::Sequences),
                 max_tokens: most(Symbol::Tokens),
-                window: None,
+                window: self.window(op),
             }),
             Op::GatherRows(_) => gather_rows::cuda::launches(&gather_rows::cuda::Problem {
                 cols: x.cols as usize,

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use lathe_ir::entity::{Id, NodeId, ValueId};
 use lathe_ir::facts::Dim;
-use lathe_ir::ops::{Op, QkNorm};
+use lathe_ir::ops::{Attention, Op, QkNorm};
 use lathe_ir::{Facts, Graph};
 use lathe_kernels::paged::KvLayout;
 use lathe_numerics::contract::PANEL;
@@ -219,18 +219,21 @@ impl<'a> Selection<'a> {
                 ("norm_linear_rope_append", inputs, vec![self.write(node.outputs[0])?], params)
             }
             Op::Attention(op) => {
-                if op.window > 0 || op.softcap > 0.0 || node.inputs.len() > 2 {
-                    return Err(
-                        self.unsupported(id, "attention with a window, a soft cap or sinks has no kernel")
-                    );
+                if self.on_device() && (op.softcap > 0.0 || node.inputs.len() > 2) {
+                    return Err(self.unsupported(id, "a soft cap or sinks have no device kernel"));
                 }
-                let inputs = vec![self.read(value(0))?, self.cache(id, op.layer)?];
-                let params = vec![
+                let mut inputs = vec![self.read(value(0))?, self.cache(id, op.layer)?];
+                if let Some(&sinks) = node.inputs.get(2) {
+                    inputs.push(self.weight(id, sinks, Layout::RowMajor, Some(DType::F32))?);
+                }
+                let mut params = vec![
                     int("head_dim", op.head_dim),
                     int("heads", op.heads),
                     int("kv_heads", op.kv_heads),
                     float("scale", op.scale),
                 ];
+                params.extend(softcap(op).map(|cap| float("softcap", cap)));
+                params.extend(self.window(op).map(|w| int("window", w as usize)));
                 ("attention", inputs, vec![self.write(node.outputs[0])?], params)
             }
             Op::GatherRows(_) => {
@@ -255,6 +258,11 @@ impl<'a> Selection<'a> {
             (Target::Cuda { .. }, Some(DType::BF16 | DType::F16)) => Layout::Mma16,
             (Target::Cuda { .. }, _) => Layout::RowMajor,
         }
+    }
+
+    /// Positions that a row sees, where they may be fewer than a sequence has.
+    fn window(&self, op: &Attention) -> Option<u32> {
+        u32::try_from(op.window).ok().filter(|w| (1..self.max_seq_len).contains(w))
     }
 
     fn on_device(&self) -> bool {
@@ -416,6 +424,11 @@ impl<'a> Selection<'a> {
         let node = self.graph.node_label(id);
         CompileError::Unsupported { what: node.clone(), why: why.into(), node: Some(node) }
     }
+}
+
+/// The bound of an attention's scores, if they have one.
+fn softcap(op: &Attention) -> Option<f32> {
+    Some(op.softcap).filter(|cap| *cap != 0.0)
 }
 
 fn cache_group(cache: &lathe_ir::facts::Cache) -> Result<CacheGroup> {

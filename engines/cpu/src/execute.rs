@@ -271,15 +271,19 @@ impl Machine<'_> {
                     })?,
                 );
             }
-            Call::Attention { q, out, heads, scale } => {
+            Call::Attention { q, out, heads, score, sinks } => {
                 let rows = step.ids.len();
+                let sinks = sinks.map(|s| f32_slice(self.plan.weight_bytes(s.index), s.n)).transpose()?;
                 self.launch(
                     pool,
                     &Attention::new(AttentionArgs {
                         path,
                         q: self.src(q, rows)?,
                         heads: heads.heads,
-                        scale,
+                        scale: score.scale,
+                        window: score.window,
+                        softcap: score.softcap,
+                        sinks,
                         cache: self.cache(bound, heads)?,
                         batch: step.batch,
                         out: self.dst(out, rows)?,
@@ -306,7 +310,7 @@ impl Machine<'_> {
 }
 
 fn f32_slice(bytes: &[u8], len: usize) -> Result<&[f32], KernelError> {
-    let short = KernelError::Shape { kernel: "gemm", what: "bias bytes", bound: len * 4, got: bytes.len() };
+    let short = KernelError::Shape { kernel: "f32 vector", what: "bytes", bound: len * 4, got: bytes.len() };
     // SAFETY: every bit pattern is an f32; `align_to` finds the aligned middle.
     let (head, middle, _) = unsafe { bytes.align_to::<f32>() };
     if !head.is_empty() { Err(short) } else { middle.get(..len).ok_or(short) }

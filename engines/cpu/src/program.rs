@@ -53,6 +53,16 @@ pub struct Heads {
     pub cache_dtype: DType,
 }
 
+/// What attention makes of a dot product, and which positions take part.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Score {
+    pub scale: f32,
+    /// Positions that a row sees.
+    pub window: Option<u32>,
+    pub softcap: Option<f32>,
+}
+
 /// One kernel call with all that is fixed at load.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -62,7 +72,7 @@ pub enum Call {
     AddRmsNorm { delta: Region, residual: Region, weight: WeightRef, sum: Region, out: Region, eps: f32 },
     Gemm { x: Region, weight: WeightRef, bias: Option<WeightRef>, out: Region, silu_mul: bool },
     RopeAppend { qkv: Region, table: WeightRef, q: Region, heads: Heads },
-    Attention { q: Region, out: Region, heads: Heads, scale: f32 },
+    Attention { q: Region, out: Region, heads: Heads, score: Score, sinks: Option<WeightRef> },
     GatherRows { x: Region, out: Region },
 }
 
@@ -224,6 +234,10 @@ impl<'a> Binder<'a> {
         }
     }
 
+    fn has(&self, name: &str) -> bool {
+        self.launch.params.iter().any(|(n, _)| n == name)
+    }
+
     fn int(&self, name: &str) -> Result<usize> {
         match self.param(name)? {
             Param::Int(v) if (1..1 << 31).contains(v) => Ok(*v as usize),
@@ -373,7 +387,8 @@ impl<'a> Binder<'a> {
                 Ok(Call::RopeAppend { qkv, table, q, heads })
             }
             "attention" => {
-                self.arity(2..=2, 1, &["heads", "kv_heads", "head_dim", "scale"])?;
+                let params = ["heads", "kv_heads", "head_dim", "scale", "softcap", "window"];
+                self.arity(2..=3, 1, &params)?;
                 let (q, out, heads) = (self.input(0)?, self.output(0)?, self.heads(1)?);
                 self.require(
                     q.rows == Rows::Tokens
@@ -384,7 +399,15 @@ impl<'a> Binder<'a> {
                         && out.dtype == q.dtype,
                     "operands do not match the heads",
                 )?;
-                Ok(Call::Attention { q, out, heads, scale: self.float("scale")? })
+                let window = self.has("window").then(|| self.int("window")).transpose()?;
+                let softcap = self.has("softcap").then(|| self.float("softcap")).transpose()?;
+                self.require(softcap.is_none_or(|cap| cap > 0.0), "softcap is not above 0")?;
+                let score = Score { scale: self.float("scale")?, window: window.map(|w| w as u32), softcap };
+                let sinks = match self.launch.inputs.len() {
+                    3 => Some(self.vector(2, DType::F32, heads.heads)?),
+                    _ => None,
+                };
+                Ok(Call::Attention { q, out, heads, score, sinks })
             }
             "gather_rows" => {
                 self.arity(2..=2, 1, &[])?;

@@ -1,9 +1,11 @@
 //! Causal grouped-query attention over the paged cache, for ragged batches of prefill chunks, decodes, verifications.
 //!
-//! Query row of position `i` sees positions `0..=i` of its sequence. Order: leaves of 128 absolute positions; in a leaf,
-//! scores are dots over ascending d (the chain of a GEMM tile), times `scale`; the leaf's maximum; `exp(s - max)`
-//! unrounded; their sum by the 16-lane tree over the position in the leaf; `o += p_j * v_j` from zero in ascending j.
-//! Leaves are folded left by `numerics::fold_leaf`; `o / sum` is rounded once. Masked positions add nothing.
+//! Query row of position `i` sees positions `0..=i` of its sequence, of a window only the last `window` of them. Order:
+//! leaves of 128 absolute positions, whatever the window; in a leaf, scores are dots over ascending d (the chain of a GEMM
+//! tile), times `scale`, then capped; the leaf's maximum; `exp(s - max)` unrounded; their sum by the 16-lane tree over the
+//! position in the leaf; `o += p_j * v_j` from zero in ascending j. Leaves are folded left by `numerics::fold_leaf`, from
+//! the first that the row sees; a sink is one more leaf, folded last, of maximum `sinks[head]`, sum 1 and no value;
+//! `o / sum` is rounded once. Masked positions add nothing, and leaves before all windows are not read.
 //! K and q both bf16 use `vdpbf16ps` on AVX-512; all other combinations widen to f32.
 //!
 //! One unit is a tile of query rows times all query heads of one key-value head, so K and V are read once per tile.
@@ -11,10 +13,10 @@
 use std::ops::Range;
 
 use lathe_numerics::ATTENTION_LEAF;
-use lathe_numerics::contract::{LeafState, PANEL, TREE_LANES, tree16};
+use lathe_numerics::contract::{LeafState, PANEL, TREE_LANES, fold_leaf, tree16};
 
 use crate::convert::Element;
-use crate::error::{KernelError, at_least, product};
+use crate::error::{KernelError, at_least, at_most, product};
 use crate::gemm::tile::{self, Ahead, Kind, MAX_PANELS, MAX_ROWS, TileArgs, WIDE_ROWS};
 use crate::paged::{Batch, KvCache, Sequence};
 use crate::view::{float, same, with_float};
@@ -41,6 +43,12 @@ pub struct AttentionArgs<'a> {
     pub heads: usize,
     /// Factor of the scores.
     pub scale: f32,
+    /// Positions that a row sees, its own included; all where absent.
+    pub window: Option<u32>,
+    /// Bound that scaled scores are squashed into (`numerics::activation::softcap`); none where absent.
+    pub softcap: Option<f32>,
+    /// `[heads]`, the scores of attention sinks.
+    pub sinks: Option<&'a [f32]>,
     /// One layer of the cache, the step's keys and values already appended.
     pub cache: KvCache<'a>,
     /// The ragged batch.
@@ -85,7 +93,8 @@ impl<'a> Attention<'a> {
     /// Checks operands against shapes.
     ///
     /// # Errors
-    /// `Shape` for short buffers, `Unsupported` for dtypes and for heads that are no multiple of kv_heads.
+    /// `Shape` for short buffers, other than one sink per head and a window of 0, `Unsupported` for dtypes, for heads that
+    /// are no multiple of kv_heads and for a cap that is not above 0.
     pub fn new(a: AttentionArgs<'a>) -> Result<Self, KernelError> {
         const NAME: &str = "attention";
         let l = a.cache.layout();
@@ -94,6 +103,15 @@ impl<'a> Attention<'a> {
         if a.heads == 0 || !a.heads.is_multiple_of(l.kv_heads()) {
             let what = format!("{} heads on {} kv_heads; they must divide", a.heads, l.kv_heads());
             return Err(KernelError::Unsupported { kernel: NAME, what });
+        }
+        at_least(NAME, "window", 1, a.window.map_or(1, |w| w as usize))?;
+        if let Some(cap) = a.softcap.filter(|cap| cap.is_nan() || *cap <= 0.0) {
+            let what = format!("a soft cap of {cap}; it must be above 0");
+            return Err(KernelError::Unsupported { kernel: NAME, what });
+        }
+        if let Some(sinks) = a.sinks {
+            at_least(NAME, "sinks", a.heads, sinks.len())?;
+            at_most(NAME, "sinks", a.heads, sinks.len())?;
         }
         a.batch.check(&a.cache)?;
         let n = product(NAME, "q", &[a.batch.rows(), a.heads, l.head_dim()])?;
@@ -122,31 +140,28 @@ impl<'a> Attention<'a> {
         let hd = a.cache.layout().head_dim();
         let queries = self.tile.min(seq.q_len - first);
         let rows = queries * self.group;
-        // Positions that row r sees: limits do not descend with r.
-        let base = seq.kv_len - seq.q_len + first + 1;
-        let limit = |r: usize| base + r / self.group;
+        let seen = self.seen(seq, first);
         with_float!(a.q.dtype(), T => a.path.run(|| for (r0, n) in sub_tiles(rows) {
             // SAFETY: the tile's query rows were checked when built.
             unsafe { self.pack_q::<T>(seq.q_start + first, kv_head, r0, n, s.q.as_mut_ptr()) };
         }));
-        let leaves = limit(rows - 1).div_ceil(ATTENTION_LEAF);
-        for leaf in 0..leaves {
+        let (first_seen, end) = (seen.first(0), seen.end(rows - 1));
+        let leaves = first_seen / ATTENTION_LEAF..end.div_ceil(ATTENTION_LEAF);
+        for leaf in leaves.clone() {
             let start = leaf * ATTENTION_LEAF;
-            let filled = ATTENTION_LEAF.min(limit(rows - 1) - start);
-            let (k, v) = self.panels(seq, kv_head, start, start + filled);
-            s.ahead = match leaf + 1 < leaves {
-                true => {
-                    let start = start + ATTENTION_LEAF;
-                    Some(self.panels(seq, kv_head, start, limit(rows - 1).min(start + ATTENTION_LEAF)))
-                }
+            let within = |start: usize| start.max(first_seen)..end.min(start + ATTENTION_LEAF);
+            let (k, v) = self.panels(seq, kv_head, within(start));
+            s.ahead = match leaf + 1 < leaves.end {
+                true => Some(self.panels(seq, kv_head, within(start + ATTENTION_LEAF))),
                 false => next,
             };
             for (r0, n) in sub_tiles(rows) {
-                if limit(r0 + n - 1) <= start {
+                let see = seen.rows(r0..r0 + n, start);
+                if see.is_empty() {
                     continue;
                 }
-                // SAFETY: k and v hold the leaf's panels; r0..r0 + n are rows of the tile.
-                unsafe { self.leaf(&k, &v, filled, start, r0, n, &limit, s) };
+                // SAFETY: k and v hold the panels of the leaf that rows of the tile see; r0..r0 + n are among these.
+                unsafe { self.leaf(&k, &v, start, r0, n, see, seen, s) };
                 s.ahead = None;
             }
         }
@@ -155,15 +170,27 @@ impl<'a> Attention<'a> {
             let head = kv_head * self.group + r % self.group;
             // SAFETY: checked when built; the unit owns these elements.
             let out = unsafe { a.out.slice::<T>((row * a.heads + head) * hd, hd) };
-            let sum = s.state[r * 2 + 1];
-            for (o, t) in out.iter_mut().zip(&s.total[r * s.padded..]) {
-                *o = <T as Element>::from_f32(t / sum);
+            let total = &mut s.total[r * s.padded..(r + 1) * s.padded];
+            let mut state = LeafState { max: s.state[r * 2], sum: s.state[r * 2 + 1] };
+            if let Some(sinks) = a.sinks {
+                let (after, fa, fb) = fold_leaf(state, LeafState { max: sinks[head], sum: 1.0 });
+                total.iter_mut().for_each(|t| *t = *t * fa + 0.0 * fb);
+                state = after;
+            }
+            for (o, t) in out.iter_mut().zip(&*total) {
+                *o = <T as Element>::from_f32(t / state.sum);
             }
         }));
     }
 
-    /// K and V of positions `start..end` of a leaf.
-    fn panels(&self, seq: &Sequence, kv_head: usize, start: usize, end: usize) -> Panels {
+    /// Which positions the tile whose first query row is `first` sees.
+    fn seen(&self, seq: &Sequence, first: usize) -> Seen {
+        let window = self.args.window.map_or(usize::MAX, |w| w as usize);
+        Seen { base: seq.kv_len - seq.q_len + first + 1, group: self.group, window }
+    }
+
+    /// K and V of positions of one leaf; what comes before them is not looked up, as its blocks need not exist.
+    fn panels(&self, seq: &Sequence, kv_head: usize, positions: Range<usize>) -> Panels {
         let l = self.args.cache.layout();
         let at = |position: usize| {
             let (block, at) = (self.args.batch.block_of(seq, position), position % l.block());
@@ -173,9 +200,11 @@ impl<'a> Attention<'a> {
                 (k.cast_const(), self.args.cache.at(block, l.v_index(kv_head, at, 0)).cast_const())
             }
         };
+        let start = positions.start / PANEL * PANEL;
         let (k, v) = at(start);
         let mut panels = ([k; LEAF_PANELS], [v; LEAF_PANELS]);
-        for (p, position) in (start..end).step_by(PANEL).enumerate().skip(1) {
+        for position in (start..positions.end).step_by(PANEL).skip(1) {
+            let p = position % ATTENTION_LEAF / PANEL;
             (panels.0[p], panels.1[p]) = at(position);
         }
         panels
@@ -200,27 +229,29 @@ impl<'a> Attention<'a> {
         }
     }
 
-    /// Rows `r0..r0 + n` over one leaf: scores, weights, weighted values, fold.
+    /// Rows `r0..r0 + n`, of which those of `see` see something, over one leaf: scores, weights, weighted values, fold.
     ///
     /// # Safety
-    /// `k` and `v` point at the leaf's panels that hold `filled` positions.
+    /// `k` and `v` point at the leaf's panels of which `seen` says that some row sees something.
     unsafe fn leaf(
         &self,
         k: &[*const u8; LEAF_PANELS],
         v: &[*const u8; LEAF_PANELS],
-        filled: usize,
         start: usize,
         r0: usize,
         n: usize,
-        limit: &impl Fn(usize) -> usize,
+        see: Range<usize>,
+        seen: Seen,
         s: &mut Scratch,
     ) {
+        let in_leaf = |r: usize| seen.in_leaf(r, start);
+        let (low, high) = (in_leaf(see.start), in_leaf(see.end - 1));
         let a = &self.args;
         let hd = a.cache.layout().head_dim();
         let words = self.kind.row_words(hd);
         let widest = if n <= WIDE_ROWS { MAX_PANELS } else { 2 };
-        let panels = filled.min(limit(r0 + n - 1) - start).div_ceil(PANEL);
-        let mut p = 0;
+        let panels = high.end.div_ceil(PANEL);
+        let mut p = low.start / PANEL;
         while p < panels {
             let np = widest.min(panels - p);
             let mut w = [k[p]; MAX_PANELS];
@@ -245,34 +276,50 @@ impl<'a> Attention<'a> {
             }
             p += np;
         }
-        // Rows that see nothing of this leaf come first.
-        let skip = (r0..r0 + n).take_while(|r| limit(*r) <= start).count();
-        let (r0, n) = (r0 + skip, n - skip);
-        let seen = |r: usize| ATTENTION_LEAF.min(limit(r) - start);
+        let (r0, n) = (see.start, see.len());
         let mut states = [LeafState { max: 0.0, sum: 0.0 }; MAX_ROWS];
         for r in 0..n {
             let row = &mut s.scores[(r0 + r) * ATTENTION_LEAF..(r0 + r + 1) * ATTENTION_LEAF];
-            states[r] = a.path.run(|| weigh(row, seen(r0 + r), a.scale));
+            let range = in_leaf(r0 + r);
+            states[r] = match a.softcap {
+                None => a.path.run(|| weigh(row, range, |s| s * a.scale)),
+                Some(cap) => a.path.run(|| weigh(row, range, |s| lanes::softcap(s * a.scale, cap))),
+            };
         }
-        // Positions that all rows see together, then each row's own rest: a product with a masked value would carry
-        // its NaN.
-        let common = seen(r0);
-        // SAFETY: rows and positions as above.
-        unsafe { self.values(v, r0, n, 0, common, false, s) };
-        for r in 0..n {
-            if seen(r0 + r) > common {
+        // Each row's own first positions, those that all rows see together, each row's own rest: a product with a
+        // masked value would carry its NaN.
+        let common = high.start..low.end.max(high.start);
+        let own_start = low.start < high.start;
+        if own_start {
+            for r in r0..r0 + n {
+                let own = in_leaf(r);
+                // SAFETY: rows and positions as above.
+                unsafe { self.values(v, r, 1, own.start, own.end.min(common.start), false, s) };
+            }
+        }
+        // SAFETY: as above.
+        unsafe { self.values(v, r0, n, common.start, common.end, own_start, s) };
+        for r in r0..r0 + n {
+            let own = in_leaf(r);
+            if own.end > common.end {
                 // SAFETY: as above.
-                unsafe { self.values(v, r0 + r, 1, common, seen(r0 + r), true, s) };
+                unsafe { self.values(v, r, 1, own.start.max(common.end), own.end, true, s) };
             }
         }
         let (total, acc, padded) = (&mut *s.total, &*s.acc, s.padded);
         a.path.run(|| {
             let state = &mut s.state[r0 * 2..(r0 + n) * 2];
-            let (fa, fb) = fold_leaves(state, &states[..n], start == 0);
+            // Rows that see the leaf before come first; for the others this one is the first.
+            let folds = (r0..r0 + n).take_while(|r| seen.first(*r) < start).count();
+            let (before, first) = state.split_at_mut(folds * 2);
+            let (fa, fb) = fold_leaves(before, &states[..folds]);
+            for (s, l) in first.as_chunks_mut::<2>().0.iter_mut().zip(&states[folds..n]) {
+                *s = [l.max, l.sum];
+            }
             for r in 0..n {
                 let row = (r0 + r) * padded..(r0 + r + 1) * padded;
                 let (total, acc) = (&mut total[row.clone()], &acc[row]);
-                if start == 0 {
+                if r >= folds {
                     total.copy_from_slice(acc);
                     continue;
                 }
@@ -361,20 +408,60 @@ fn sub_tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).map(move |t| (t * base + t.min(extra), base + usize::from(t < extra)))
 }
 
-/// Scores to weights of one row over one leaf of `n` seen positions.
+/// Which positions the rows of a tile see. Neither bound descends with the row.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Positions that row 0 sees without a window.
+    base: usize,
+    /// Rows of one position.
+    group: usize,
+    window: usize,
+}
+
+impl Seen {
+    fn end(self, row: usize) -> usize {
+        self.base + row / self.group
+    }
+
+    fn first(self, row: usize) -> usize {
+        self.end(row).saturating_sub(self.window)
+    }
+
+    /// Those of `rows` that see something of the leaf at `start`: the first may not yet, the last no more.
+    fn rows(self, rows: Range<usize>, start: usize) -> Range<usize> {
+        let first = rows.start + rows.clone().take_while(|r| self.end(*r) <= start).count();
+        let see = (first..rows.end).take_while(|r| self.first(*r) < start + ATTENTION_LEAF).count();
+        first..first + see
+    }
+
+    /// Those of the leaf at `start`, counted from there.
+    fn in_leaf(self, row: usize, start: usize) -> Range<usize> {
+        let within = |position: usize| position.saturating_sub(start).min(ATTENTION_LEAF);
+        within(self.first(row))..within(self.end(row))
+    }
+}
+
+/// Dots to weights of one row over the positions of a leaf that it sees; `score` scales and caps.
 #[inline(always)]
-fn weigh(scores: &mut [f32], n: usize, scale: f32) -> LeafState {
-    let (seen, rest) = scores.split_at_mut(n);
+fn weigh(scores: &mut [f32], seen: Range<usize>, score: impl Fn(f32) -> f32) -> LeafState {
+    // Lanes are positions modulo 16: what comes before the first whole chunk goes to the last lanes.
+    let aligned = seen.start.next_multiple_of(TREE_LANES).min(seen.end);
+    let skip = seen.start % TREE_LANES;
+    let (head, rest) = scores[seen.start..seen.end].split_at_mut(aligned - seen.start);
+    let (chunks, tail) = rest.as_chunks_mut::<TREE_LANES>();
     let mut maxima = [f32::NEG_INFINITY; TREE_LANES];
-    let (chunks, tail) = seen.as_chunks_mut::<TREE_LANES>();
+    for (m, s) in maxima[skip..].iter_mut().zip(head.iter_mut()) {
+        *s = score(*s);
+        *m = if *s > *m { *s } else { *m };
+    }
     for c in chunks.iter_mut() {
         for l in 0..TREE_LANES {
-            c[l] *= scale;
+            c[l] = score(c[l]);
             maxima[l] = if c[l] > maxima[l] { c[l] } else { maxima[l] };
         }
     }
     for (m, s) in maxima.iter_mut().zip(tail.iter_mut()) {
-        *s *= scale;
+        *s = score(*s);
         *m = if *s > *m { *s } else { *m };
     }
     let mut max = f32::NEG_INFINITY;
@@ -382,6 +469,10 @@ fn weigh(scores: &mut [f32], n: usize, scale: f32) -> LeafState {
         max = if m > max { m } else { max };
     }
     let mut sums = [0.0f32; TREE_LANES];
+    for (sum, s) in sums[skip..].iter_mut().zip(head) {
+        *s = lanes::exp(*s - max);
+        *sum += *s;
+    }
     for c in chunks {
         for l in 0..TREE_LANES {
             c[l] = lanes::exp(c[l] - max);
@@ -392,18 +483,15 @@ fn weigh(scores: &mut [f32], n: usize, scale: f32) -> LeafState {
         *s = lanes::exp(*s - max);
         *sum += *s;
     }
-    rest.fill(0.0);
     LeafState { max, sum: tree16(&sums) }
 }
 
-/// `numerics::fold_leaf`, bit for bit, for several rows side by side: `state` holds maximum and sum of each. The first
-/// leaf of a row is its state.
+/// `numerics::fold_leaf`, bit for bit, for several rows side by side: `state` holds maximum and sum of each.
 #[inline(always)]
-fn fold_leaves(state: &mut [f32], leaves: &[LeafState], first: bool) -> ([f32; MAX_ROWS], [f32; MAX_ROWS]) {
+fn fold_leaves(state: &mut [f32], leaves: &[LeafState]) -> ([f32; MAX_ROWS], [f32; MAX_ROWS]) {
     let (mut fa, mut fb) = ([0.0; MAX_ROWS], [0.0; MAX_ROWS]);
     let states = state.as_chunks_mut::<2>().0;
-    if first {
-        states.iter_mut().zip(leaves).for_each(|(s, l)| *s = [l.max, l.sum]);
+    if leaves.is_empty() {
         return (fa, fb);
     }
     for ((a, b), (s, l)) in fa.iter_mut().zip(&mut fb).zip(states.iter_mut().zip(leaves)) {
@@ -462,11 +550,14 @@ impl Kernel for Attention<'_> {
             let end = base + tiles * l.kv_heads();
             for unit in units.start.max(base)..units.end.min(end) {
                 let (kv_head, t) = ((unit - base) / tiles, (unit - base) % tiles);
-                let first =
-                    |seq: &Sequence, kv_head| self.panels(seq, kv_head, 0, seq.kv_len.min(ATTENTION_LEAF));
-                let next = match (unit + 1 < end, seqs.peek()) {
-                    (true, _) => Some(first(seq, (unit + 1 - base) / tiles)),
-                    (false, Some(seq)) => Some(first(seq, 0)),
+                let first = |seq: &Sequence, kv_head, t: usize| {
+                    let position = self.seen(seq, t * self.tile).first(0);
+                    let leaf_end = (position / ATTENTION_LEAF + 1) * ATTENTION_LEAF;
+                    self.panels(seq, kv_head, position..seq.kv_len.min(leaf_end))
+                };
+                let next = match (unit + 1 < end, seqs.peek().filter(|s| s.q_len > 0)) {
+                    (true, _) => Some(first(seq, (unit + 1 - base) / tiles, (unit + 1 - base) % tiles)),
+                    (false, Some(seq)) => Some(first(seq, 0, 0)),
                     (false, None) => None,
                 };
                 // SAFETY: the unit owns its rows and heads of the output.

@@ -16,6 +16,9 @@ struct Shape {
     block: usize,
     act: DType,
     kv: DType,
+    window: Option<u32>,
+    softcap: Option<f32>,
+    sinks: bool,
 }
 
 const SHAPES: &[(usize, usize, usize, usize)] = &[
@@ -40,8 +43,45 @@ fn shapes() -> impl Iterator<Item = Shape> {
             block,
             act,
             kv,
+            window: None,
+            softcap: None,
+            sinks: false,
         })
     })
+}
+
+/// Windows at and beside the borders of leaves and of lanes, with caps and sinks, over one to four query heads a row.
+fn featured() -> impl Iterator<Item = Shape> {
+    let plain = |heads, kv_heads, head_dim, act, kv| Shape {
+        heads,
+        kv_heads,
+        head_dim,
+        block: 32,
+        act,
+        kv,
+        window: None,
+        softcap: None,
+        sinks: false,
+    };
+    let wide = plain(8, 2, 64, DType::BF16, DType::BF16);
+    let odd = plain(3, 3, 18, DType::F32, DType::F32);
+    let mixed = plain(6, 2, 24, DType::BF16, DType::F16);
+    let windows = [1, 3, 16, 37, 127, 128, 129, 200].map(|w| Shape { window: Some(w), ..wide });
+    let others = [
+        Shape { window: Some(5), sinks: true, ..odd },
+        Shape { window: Some(130), softcap: Some(0.75), sinks: true, ..mixed },
+        Shape { window: Some(1000), ..mixed },
+        Shape { softcap: Some(0.5), ..wide },
+        Shape { softcap: Some(50.0), ..odd },
+        Shape { sinks: true, ..wide },
+        Shape { sinks: true, ..odd },
+    ];
+    windows.into_iter().chain(others)
+}
+
+/// Sinks about as large as the largest scores, other for every head.
+fn sinks(s: Shape) -> Option<Vec<f32>> {
+    s.sinks.then(|| (0..s.heads).map(|h| 1.5 - h as f32 * 0.8).collect())
 }
 
 /// A sequence's projections: q (activation dtype values), k and v (f32, before rounding to the cache).
@@ -126,11 +166,15 @@ fn step(
     run(&append, split);
     assert_eq!(q_out.f32(), q);
     let mut out = Buffer::zeros(s.act, q.len());
+    let sinks = sinks(s);
     let attention = Attention::new(AttentionArgs {
         path,
         q: q_out.src(),
         heads: s.heads,
         scale: 1.0 / (hd as f32).sqrt(),
+        window: s.window,
+        softcap: s.softcap,
+        sinks: sinks.as_deref(),
         cache: memory.cache(),
         batch,
         out: out.dst(),
@@ -154,13 +198,14 @@ fn expected(s: Shape, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
             .collect()
     };
     let q = &t.q[(row * s.heads + head) * hd..(row * s.heads + head + 1) * hd];
-    reference::attention(q, &pick(&t.k), &pick(&t.v), 1.0 / (hd as f32).sqrt())
+    let (scale, sink) = (1.0 / (hd as f32).sqrt(), sinks(s).map(|s| s[head]));
+    reference::attention(q, &pick(&t.k), &pick(&t.v), scale, s.window, s.softcap, sink)
 }
 
 #[test]
 fn every_path_is_close_to_the_reference() {
     for path in IsaPath::all() {
-        for s in shapes() {
+        for s in shapes().chain(featured()) {
             let len = 300;
             let t = tokens(s, 5, len);
             let mut memory = Memory::new(s, 29);
@@ -182,8 +227,8 @@ fn every_path_is_close_to_the_reference() {
 #[test]
 fn chunks_splits_and_company_change_no_bit() {
     for path in IsaPath::all() {
-        for s in shapes() {
-            let len = 150;
+        for s in shapes().chain(featured()) {
+            let len = if s.window.is_some() { 290 } else { 150 };
             let (t, other) = (tokens(s, 5, len), tokens(s, 50, 260));
             let n = len.div_ceil(s.block);
             let (ids, other_ids) = (table(3, n, 41), table(8, 260usize.div_ceil(s.block), 41));
@@ -218,7 +263,17 @@ fn chunks_splits_and_company_change_no_bit() {
 fn nan_and_infinity_reach_later_rows_only() {
     for path in IsaPath::all() {
         for (act, kv) in [(DType::BF16, DType::BF16), (DType::F32, DType::F16), (DType::F32, DType::F32)] {
-            let s = Shape { heads: 4, kv_heads: 2, head_dim: 16, block: 16, act, kv };
+            let s = Shape {
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 16,
+                block: 16,
+                act,
+                kv,
+                window: None,
+                softcap: None,
+                sinks: false,
+            };
             let mut t = tokens(s, 9, 140);
             let ids = table(0, 9, 9);
             let want = step(path, s, &mut Memory::new(s, 9), &[(&t, 0, 140, &ids)], Split::Whole).f32();
@@ -233,11 +288,33 @@ fn nan_and_infinity_reach_later_rows_only() {
 }
 
 #[test]
+fn positions_before_the_window_reach_nothing() {
+    for path in IsaPath::all() {
+        for window in [1, 20, 100, 128, 150] {
+            let s = featured().find(|s| s.window == Some(5)).unwrap();
+            let s = Shape { window: Some(window), heads: 6, ..s };
+            let len = 300;
+            let mut t = tokens(s, 9, len);
+            let ids = table(0, len.div_ceil(s.block), 17);
+            let want = step(path, s, &mut Memory::new(s, 17), &[(&t, 0, len, &ids)], Split::Whole).bits();
+            t.k[..150 * 54].fill(f32::NAN);
+            t.v[..150 * 54].fill(f32::INFINITY);
+            let got = step(path, s, &mut Memory::new(s, 17), &[(&t, 0, len, &ids)], Split::Whole);
+            // The first row that sees only what lies behind.
+            let clean = (150 + window as usize - 1) * 6 * 18;
+            assert_eq!(want[clean..], got.bits()[clean..], "{path:?} window {window}");
+            assert!(got.f32()[clean - 6 * 18..clean].iter().all(|v| v.is_nan()), "{path:?} window {window}");
+        }
+    }
+}
+
+#[test]
 fn wrong_operands_are_refused() {
-    let s = Shape { heads: 4, kv_heads: 2, head_dim: 8, block: 16, act: DType::F32, kv: DType::F32 };
+    let s = featured().find(|s| s.act == DType::F32).unwrap();
+    let s = Shape { heads: 4, kv_heads: 2, head_dim: 8, block: 16, ..s };
     let seqs = [Sequence { q_start: 0, q_len: 3, kv_len: 3, blocks_start: 0 }];
     let mut memory = Memory::new(s, 2);
-    let mut build = |heads: usize, q: usize, out: usize, block: usize, n_blocks: usize| {
+    let mut build = |heads: usize, q: usize, out: usize, block: usize, n_blocks: usize, more: More| {
         let (q, mut out) = (vec![0.0f32; q], vec![0.0f32; out]);
         let batch = Batch::new(&seqs, &[1], block, n_blocks).unwrap();
         Attention::new(AttentionArgs {
@@ -245,17 +322,28 @@ fn wrong_operands_are_refused() {
             q: q.as_slice().into(),
             heads,
             scale: 1.0,
+            window: more.0,
+            softcap: more.1,
+            sinks: more.2,
             cache: memory.cache(),
             batch,
             out: out.as_mut_slice().into(),
         })
         .is_ok()
     };
-    assert!(build(4, 96, 96, 16, 2));
-    assert!(!build(4, 95, 96, 16, 2));
-    assert!(!build(4, 96, 95, 16, 2));
-    assert!(!build(3, 96, 96, 16, 2));
-    assert!(!build(0, 96, 96, 16, 2));
-    assert!(!build(4, 96, 96, 32, 2));
-    assert!(!build(4, 96, 96, 16, 3));
+    type More = (Option<u32>, Option<f32>, Option<&'static [f32]>);
+    const NONE: More = (None, None, None);
+    assert!(build(4, 96, 96, 16, 2, NONE));
+    assert!(!build(4, 95, 96, 16, 2, NONE));
+    assert!(!build(4, 96, 95, 16, 2, NONE));
+    assert!(!build(3, 96, 96, 16, 2, NONE));
+    assert!(!build(0, 96, 96, 16, 2, NONE));
+    assert!(!build(4, 96, 96, 32, 2, NONE));
+    assert!(!build(4, 96, 96, 16, 3, NONE));
+    assert!(build(4, 96, 96, 16, 2, (Some(1), Some(0.1), Some(&[0.0; 4]))));
+    assert!(!build(4, 96, 96, 16, 2, (Some(0), None, None)));
+    assert!(!build(4, 96, 96, 16, 2, (None, Some(0.0), None)));
+    assert!(!build(4, 96, 96, 16, 2, (None, Some(f32::NAN), None)));
+    assert!(!build(4, 96, 96, 16, 2, (None, None, Some(&[0.0; 3]))));
+    assert!(!build(4, 96, 96, 16, 2, (None, None, Some(&[0.0; 5]))));
 }

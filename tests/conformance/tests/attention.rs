@@ -137,13 +137,12 @@ fn step(rig: &mut Rig, p: &Problem, parts: &[Part], setting: Setting) -> Result<
 
 fn expected(p: &Problem, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
     let kv_head = head * p.kv_heads / p.heads;
-    let first = p.window.map_or(0, |w| (row + 1).saturating_sub(w as usize));
     let pick = |x: &[f32]| -> Vec<f32> {
-        let rows = (first..=row).map(|i| &x[(i * p.kv_heads + kv_head) * p.head_dim..][..p.head_dim]);
+        let rows = (0..=row).map(|i| &x[(i * p.kv_heads + kv_head) * p.head_dim..][..p.head_dim]);
         rows.flatten().copied().collect()
     };
     let q = &t.q[(row * p.heads + head) * p.head_dim..][..p.head_dim];
-    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale)
+    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale, p.window, None, None)
 }
 
 /// A ragged step against the reference: every row of short chunks, a sample of long ones.

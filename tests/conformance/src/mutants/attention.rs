@@ -78,7 +78,7 @@ fn expected(p: &Problem, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
         rows.flatten().copied().collect()
     };
     let q = &t.q[(row * p.heads + head) * p.head_dim..][..p.head_dim];
-    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale)
+    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale, p.window, None, None)
 }
 
 /// A step with a row and a sequence of padding against the reference, over a cache that is NaN but for what the
