@@ -1,5 +1,6 @@
 //! Portable maths over 16 lanes with the bits of `lathe_numerics`, free of branches so that it vectorises.
 
+use lathe_numerics::activation::{ERFC_P, ERFC_POLY, GELU_CUBE, INV_SQRT_2, SQRT_2_OVER_PI};
 use lathe_numerics::exp::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY};
 
 /// 1.5 * 2^23: adding it to |x| < 2^22 rounds x to an integer, ties to even, in the low mantissa bits.
@@ -46,9 +47,53 @@ pub fn softcap(x: f32, cap: f32) -> f32 {
     cap * tanh(x / cap)
 }
 
+/// `numerics::Activation::Gelu`, bit for bit.
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    let z = x.abs() * INV_SQRT_2;
+    let t = 1.0 / (1.0 + ERFC_P * z);
+    let mut p = ERFC_POLY[0];
+    p = p * t + ERFC_POLY[1];
+    p = p * t + ERFC_POLY[2];
+    p = p * t + ERFC_POLY[3];
+    p = p * t + ERFC_POLY[4];
+    let tail = 0.5 * ((p * t) * exp(-(z * z)));
+    let (low, high) = (x * tail, x - x * tail);
+    if x < 0.0 { low } else { high }
+}
+
+/// `numerics::Activation::GeluTanh`, bit for bit.
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    let u = SQRT_2_OVER_PI * (x + GELU_CUBE * ((x * x) * x));
+    x / (1.0 + exp(-(u + u)))
+}
+
+/// Runs `$body` with `$f` bound to the function of an [`Activation`](lathe_numerics::Activation), a type of its own each,
+/// so that loops over it vectorise.
+macro_rules! with_activation {
+    ($act:expr, $f:ident => $body:expr) => {
+        match $act {
+            lathe_numerics::Activation::Silu => {
+                let $f = $crate::lanes::silu;
+                $body
+            }
+            lathe_numerics::Activation::Gelu => {
+                let $f = $crate::lanes::gelu;
+                $body
+            }
+            lathe_numerics::Activation::GeluTanh => {
+                let $f = $crate::lanes::gelu_tanh;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_activation;
+
 #[cfg(test)]
 mod tests {
-    use lathe_numerics::activation;
+    use lathe_numerics::{Activation, activation};
 
     use super::*;
     use crate::IsaPath;
@@ -86,5 +131,8 @@ mod tests {
         same_bits("exp", 251, exp, lathe_numerics::exp::exp);
         same_bits("tanh", 1009, tanh, activation::tanh);
         same_bits("softcap", 1009, |x| softcap(x, 50.0), |x| activation::softcap(x, 50.0));
+        for act in Activation::ALL {
+            with_activation!(act, f => same_bits(act.name(), 1009, f, |x| act.apply(x)));
+        }
     }
 }

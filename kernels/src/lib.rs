@@ -17,11 +17,11 @@ pub mod cuda;
 pub mod embedding;
 pub mod gather_rows;
 pub mod gemm;
+pub mod glu;
 pub mod paged;
 pub mod rms_norm;
 pub mod rope_append;
 pub mod sampling;
-pub mod silu_mul;
 pub mod tolerance;
 
 #[cfg(test)]

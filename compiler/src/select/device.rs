@@ -168,7 +168,7 @@ impl Selection<'_> {
                 gemm::cuda::launches(&gemm(Epilogue::Store, out.cols as usize, inputs.len() > 2))
             }
             Op::LinearGlu(op) => {
-                gemm::cuda::launches(&gemm(Epilogue::SiluMul, 2 * op.cols, inputs.len() > 2))
+                gemm::cuda::launches(&gemm(Epilogue::Glu(op.act), 2 * op.cols, inputs.len() > 2))
             }
             Op::LinearAdd(_) => {
                 let problem = gemm(Epilogue::Store, out.cols as usize, inputs.len() > 3);
@@ -179,7 +179,7 @@ impl Selection<'_> {
                 fused_launches(&problem, &Fused { norm: Some(op.eps), tail: Tail::None })
             }
             Op::NormLinearGlu(op) => {
-                let problem = gemm(Epilogue::SiluMul, 2 * op.cols, inputs.len() > 3);
+                let problem = gemm(Epilogue::Glu(op.act), 2 * op.cols, inputs.len() > 3);
                 fused_launches(&problem, &Fused { norm: Some(op.eps), tail: Tail::None })
             }
             Op::NormLinearRopeAppend(op) => {

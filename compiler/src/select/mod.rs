@@ -14,8 +14,8 @@ use lathe_ir::facts::Dim;
 use lathe_ir::ops::{Attention, Op, QkNorm};
 use lathe_ir::{Facts, Graph};
 use lathe_kernels::paged::KvLayout;
+use lathe_numerics::DType;
 use lathe_numerics::contract::PANEL;
-use lathe_numerics::{Activation, DType};
 use lathe_plan::operand::SYMBOL_NAMES;
 use lathe_plan::schema::{
     Buffer, CacheGroup, CacheKind, CacheLayer, Expr, Input, Launch, Layout, Operand, Param, Program, Symbol,
@@ -166,7 +166,7 @@ impl<'a> Selection<'a> {
                 ("gemm", inputs, vec![self.write(node.outputs[0])?], vec![choice("epilogue", "store")])
             }
             Op::LinearGlu(op) => {
-                self.expect_panels(id, op.act, op.interleave)?;
+                self.expect_panels(id, op.interleave)?;
                 if self.dtype(node.outputs[0]) != self.dtype(value(0)) {
                     return Err(self.unsupported(id, "the kernel keeps the type of its operand"));
                 }
@@ -199,7 +199,7 @@ impl<'a> Selection<'a> {
                 ("norm_linear", inputs, vec![self.write(node.outputs[0])?], vec![float("eps", op.eps)])
             }
             Op::NormLinearGlu(op) if self.on_device() => {
-                self.expect_panels(id, op.act, op.interleave)?;
+                self.expect_panels(id, op.interleave)?;
                 let rows = self.normed_rows(id)?;
                 let inputs = self.weights_behind(id, &rows, &node.inputs[2..])?;
                 let params = vec![choice("act", op.act.name()), int("cols", op.cols), float("eps", op.eps)];
@@ -269,10 +269,7 @@ impl<'a> Selection<'a> {
         *self.target != Target::Cpu
     }
 
-    fn expect_panels(&self, id: NodeId, act: Activation, interleave: usize) -> Result<()> {
-        if act != Activation::Silu {
-            return Err(self.unsupported(id, format!("gating by {act} has no kernel")));
-        }
+    fn expect_panels(&self, id: NodeId, interleave: usize) -> Result<()> {
         if interleave == PANEL {
             return Ok(());
         }

@@ -227,14 +227,16 @@ impl Machine<'_> {
                     })?,
                 );
             }
-            Call::Gemm { x, weight, bias, out, silu_mul } => {
+            Call::Gemm { x, weight, bias, out, epilogue } => {
                 let m = self.rows(step, x.rows);
                 let bias = match bias {
                     Some(b) => Some(f32_slice(self.plan.weight_bytes(b.index), b.n)?),
                     None => None,
                 };
-                let (epilogue, n) =
-                    if silu_mul { (Epilogue::SiluMul, 2 * out.cols) } else { (Epilogue::Store, weight.n) };
+                let n = match epilogue {
+                    Epilogue::Store | Epilogue::Act(_) => weight.n,
+                    Epilogue::Glu(_) => 2 * out.cols,
+                };
                 self.launch(
                     pool,
                     &Gemm::new(GemmArgs {

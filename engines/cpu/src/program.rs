@@ -1,7 +1,8 @@
 //! From a plan's launches to typed calls: every rule of LAUNCHES.md is checked here, once, before the first step.
 
 use lathe_api::EngineError;
-use lathe_numerics::DType;
+use lathe_kernels::gemm::Epilogue;
+use lathe_numerics::{Activation, DType};
 use lathe_plan::schema::{CacheKind, Expr, Input, Launch, Layout, Operand, Param, Place, Program, Weight};
 
 /// Rows of an operand in a step.
@@ -70,7 +71,7 @@ pub enum Call {
     Embedding { table: WeightRef, out: Region },
     RmsNorm { x: Region, weight: WeightRef, out: Region, eps: f32 },
     AddRmsNorm { delta: Region, residual: Region, weight: WeightRef, sum: Region, out: Region, eps: f32 },
-    Gemm { x: Region, weight: WeightRef, bias: Option<WeightRef>, out: Region, silu_mul: bool },
+    Gemm { x: Region, weight: WeightRef, bias: Option<WeightRef>, out: Region, epilogue: Epilogue },
     RopeAppend { qkv: Region, table: WeightRef, q: Region, heads: Heads },
     Attention { q: Region, out: Region, heads: Heads, score: Score, sinks: Option<WeightRef> },
     GatherRows { x: Region, out: Region },
@@ -144,6 +145,21 @@ impl<'a> Binder<'a> {
             self.require(params.contains(&name.as_str()), &format!("parameter {name} is unknown"))?;
         }
         Ok(())
+    }
+
+    fn name(&self, name: &str) -> Result<&'a str> {
+        match self.param(name)? {
+            Param::Name(word) => Ok(word),
+            other => self.refuse(format!("parameter {name} is {other:?}, a name is needed")),
+        }
+    }
+
+    /// `act`, if there is one.
+    fn activation(&self) -> Result<Option<Activation>> {
+        if self.launch.params.iter().all(|p| p.0 != "act") {
+            return Ok(None);
+        }
+        self.name("act")?.parse().map(Some).or_else(|e: String| self.refuse(e))
     }
 
     fn rows(&self, rows: &Expr) -> Result<Rows> {
@@ -227,7 +243,7 @@ impl<'a> Binder<'a> {
         Ok(w)
     }
 
-    fn param(&self, name: &str) -> Result<&Param> {
+    fn param(&self, name: &str) -> Result<&'a Param> {
         match self.launch.params.iter().find(|(n, _)| n == name) {
             Some((_, value)) => Ok(value),
             None => self.refuse(format!("parameter {name} is missing")),
@@ -333,7 +349,7 @@ impl<'a> Binder<'a> {
                 Ok(Call::AddRmsNorm { delta, residual, weight, sum, out, eps: self.float("eps")? })
             }
             "gemm" => {
-                self.arity(2..=3, 1, &["cols", "epilogue"])?;
+                self.arity(2..=3, 1, &["act", "cols", "epilogue"])?;
                 let (x, out) = (self.input(0)?, self.output(0)?);
                 self.same_rows(&[x, out])?;
                 let weight = self.weight(1, &[Layout::Panel16])?;
@@ -342,13 +358,16 @@ impl<'a> Binder<'a> {
                     "weight does not match the input",
                 )?;
                 self.require(out.dtype.is_float(), "output is no float")?;
-                let silu_mul = match self.param("epilogue")? {
-                    Param::Name(n) if n == "store" => false,
-                    // `silu_mul` is what plans of format 1.1 call it.
-                    Param::Name(n) if n == "glu" || n == "silu_mul" => true,
-                    other => return self.refuse(format!("epilogue {other:?} is unknown")),
+                let epilogue = match (self.name("epilogue")?, self.activation()?) {
+                    ("store", None) => Epilogue::Store,
+                    ("store", Some(act)) => Epilogue::Act(act),
+                    ("glu", Some(act)) => Epilogue::Glu(act),
+                    ("glu", None) => return self.refuse("parameter act is missing"),
+                    // What plans of format 1.1 call it.
+                    ("silu_mul", None) => Epilogue::Glu(Activation::Silu),
+                    (other, _) => return self.refuse(format!("epilogue {other} is unknown")),
                 };
-                if silu_mul {
+                if let Epilogue::Glu(_) = epilogue {
                     let cols = self.int("cols")?;
                     self.require(
                         cols == out.cols && weight.n == 32 * cols.div_ceil(16),
@@ -361,7 +380,7 @@ impl<'a> Binder<'a> {
                     3 => Some(self.vector(2, DType::F32, weight.n)?),
                     _ => None,
                 };
-                Ok(Call::Gemm { x, weight, bias, out, silu_mul })
+                Ok(Call::Gemm { x, weight, bias, out, epilogue })
             }
             "rope_append" => {
                 self.arity(4..=4, 1, &["heads", "kv_heads", "head_dim"])?;

@@ -147,7 +147,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 __device__ __forceinline__ float exp_fast(float x) { return exp2_fast(mul(x, 1.4426950408889634f)); }
 
-// e^x and x / (1 + e^-x) with the bits of numerics/src/exp.rs, which explains the steps.
+// e^x with the bits of numerics/src/exp.rs, which explains the steps.
 __device__ __forceinline__ float exp_portable(float x) {
     const float round = 12582912.0f;
     float c = x > 88.0f ? 88.0f : x;
@@ -166,7 +166,24 @@ __device__ __forceinline__ float exp_portable(float x) {
     y = x < -87.0f ? 0.0f : y;
     return x != x ? x : y;
 }
+// Activations with the bits of numerics/src/activation.rs: SiLU; GELU by the complementary error function, and its tanh form.
 __device__ __forceinline__ float silu_portable(float x) { return __fdiv_rn(x, add(1.0f, exp_portable(-x))); }
+__device__ __forceinline__ float gelu_portable(float x) {
+    float z = mul(fabsf(x), 0.70710678118654752f);
+    float t = __fdiv_rn(1.0f, add(1.0f, mul(0.3275911f, z)));
+    float p = 1.0614054f;
+    p = add(mul(p, t), -1.453152f);
+    p = add(mul(p, t), 1.4214137f);
+    p = add(mul(p, t), -0.28449674f);
+    p = add(mul(p, t), 0.2548296f);
+    float tail = mul(0.5f, mul(mul(p, t), exp_portable(-mul(z, z))));
+    float low = mul(x, tail);
+    return x < 0.0f ? low : add(x, -low);
+}
+__device__ __forceinline__ float gelu_tanh_portable(float x) {
+    float u = mul(0.7978846f, add(x, mul(0.044715f, mul(mul(x, x), x))));
+    return __fdiv_rn(x, add(1.0f, exp_portable(-add(u, u))));
+}
 
 // Programmatic dependent launch: nothing that the launch before writes may be touched before the wait. Weights may.
 __device__ __forceinline__ void wait_for_previous() {

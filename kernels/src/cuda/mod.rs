@@ -4,7 +4,7 @@
 //! `*.cu` is the device code, which includes the headers of this folder and nothing else. Needs no GPU and no compiler.
 
 use lathe_device::{Arg, Extent, Symbol, When};
-use lathe_numerics::DType;
+use lathe_numerics::{Activation, DType};
 
 pub mod mma16;
 
@@ -98,6 +98,15 @@ pub const fn element(dtype: DType) -> &'static str {
         DType::BF16 => "lathe::bf16",
         DType::F16 => "lathe::f16",
         _ => "float",
+    }
+}
+
+/// The function of `lathe.cuh` that has an activation's bits.
+pub(crate) const fn activation(act: Activation) -> &'static str {
+    match act {
+        Activation::Silu => "lathe::silu_portable",
+        Activation::Gelu => "lathe::gelu_portable",
+        Activation::GeluTanh => "lathe::gelu_tanh_portable",
     }
 }
 

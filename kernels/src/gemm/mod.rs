@@ -8,12 +8,14 @@
 
 use std::ops::Range;
 
+use lathe_numerics::Activation;
 use lathe_numerics::contract::{PANEL, gemm_slices};
 
 use crate::convert::Element;
 use crate::error::{KernelError, at_least, product, span};
+use crate::lanes::with_activation;
 use crate::view::{float, same, with_float};
-use crate::{Dst, IsaPath, Kernel, Src, lanes};
+use crate::{Dst, IsaPath, Kernel, Src};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -38,9 +40,21 @@ use tile::{Ahead, Kind, MAX_PANELS, MAX_ROWS, TileArgs, WIDE_ROWS};
 pub enum Epilogue {
     /// `out[m, n]` = the sum, rounded to the output dtype.
     Store,
-    /// `out[m, cols] = silu(gate) * up` in f32, rounded once. Weight rows are interleaved by 16: gate rows 0..16,
+    /// `out[m, n] = act(sum)` in f32, rounded once.
+    Act(Activation),
+    /// `out[m, cols] = act(gate) * up` in f32, rounded once. Weight rows are interleaved by 16: gate rows 0..16,
     /// up rows 0..16, gate rows 16..32, ...; each half is padded with zero rows to a multiple of 16. `n = 2 * cols`.
-    SiluMul,
+    Glu(Activation),
+}
+
+impl Epilogue {
+    /// Columns of the output for a weight of `n` logical features.
+    pub const fn columns(self, n: usize) -> usize {
+        match self {
+            Epilogue::Store | Epilogue::Act(_) => n,
+            Epilogue::Glu(_) => n / 2,
+        }
+    }
 }
 
 /// Operands of a [`Gemm`].
@@ -53,13 +67,13 @@ pub struct GemmArgs<'a> {
     pub x_stride: usize,
     /// Rows.
     pub m: usize,
-    /// Logical features of the weight (`2 * cols` for `SiluMul`); its stored rows fix the K slices.
+    /// Logical features of the weight (`2 * cols` for `Glu`); its stored rows fix the K slices.
     pub n: usize,
     /// Depth.
     pub k: usize,
-    /// Packed weight, x's dtype, [`packed_len`] elements (`SiluMul`: of its padded rows, see [`stored_rows`]).
+    /// Packed weight, x's dtype, [`packed_len`] elements (`Glu`: of its padded rows, see [`stored_rows`]).
     pub weight: Src<'a>,
-    /// f32, in stored row order: `n` long for `Store`, [`stored_rows`] for `SiluMul`.
+    /// f32, in stored row order: [`stored_rows`] long.
     pub bias: Option<&'a [f32]>,
     /// f32, bf16 or f16; row r at `r * out_stride`.
     pub out: Dst<'a>,
@@ -72,9 +86,18 @@ pub struct GemmArgs<'a> {
 /// Rows that a packed weight of `n` logical features holds, before padding to whole panels.
 pub const fn stored_rows(n: usize, epilogue: Epilogue) -> usize {
     match epilogue {
-        Epilogue::Store => n,
-        Epilogue::SiluMul => 2 * (n / 2).next_multiple_of(PANEL),
+        Epilogue::Store | Epilogue::Act(_) => n,
+        Epilogue::Glu(_) => 2 * (n / 2).next_multiple_of(PANEL),
     }
+}
+
+/// Refuses gate and up of an odd number of features.
+fn even(n: usize, epilogue: Epilogue) -> Result<(), KernelError> {
+    if matches!(epilogue, Epilogue::Glu(_)) && n % 2 == 1 {
+        let what = format!("glu of {n} features; gate and up need an even number");
+        return Err(KernelError::Unsupported { kernel: "gemm", what });
+    }
+    Ok(())
 }
 
 /// A checked GEMM.
@@ -142,14 +165,8 @@ impl<'a> Gemm<'a> {
         at_least(NAME, "n", 1, n)?;
         at_least(NAME, "k", 1, k)?;
         product(NAME, "n", &[n, 64])?;
-        let cols = match args.epilogue {
-            Epilogue::Store => n,
-            Epilogue::SiluMul if n % 2 == 1 => {
-                let what = format!("silu_mul of {n} features; gate and up need an even number");
-                return Err(KernelError::Unsupported { kernel: NAME, what });
-            }
-            Epilogue::SiluMul => n / 2,
-        };
+        even(n, args.epilogue)?;
+        let cols = args.epilogue.columns(n);
         let rows = stored_rows(n, args.epilogue);
         at_least(NAME, "x elements", span(NAME, "x stride", m, k, args.x_stride)?, args.x.len())?;
         at_least(NAME, "out elements", span(NAME, "out stride", m, cols, args.out_stride)?, args.out.len())?;
@@ -273,17 +290,25 @@ impl<'a> Gemm<'a> {
                     let out = unsafe { a.out.slice::<T>(row + p * PANEL, len) };
                     out.iter_mut().zip(&*sums).for_each(|(o, s)| *o = T::from_f32(*s));
                 }
-                Epilogue::SiluMul => {
+                Epilogue::Act(act) => {
+                    let len = (np * PANEL).min(a.n - p * PANEL);
+                    // SAFETY: as above.
+                    let out = unsafe { a.out.slice::<T>(row + p * PANEL, len) };
+                    with_activation!(act, f => {
+                        out.iter_mut().zip(&*sums).for_each(|(o, s)| *o = T::from_f32(f(*s)));
+                    });
+                }
+                Epilogue::Glu(act) => with_activation!(act, f => {
                     for (i, pair) in sums.chunks_exact(2 * PANEL).enumerate() {
                         let (gate, up) = pair.split_at(PANEL);
                         let col = (p / 2 + i) * PANEL;
                         // SAFETY: as above, columns below n / 2.
                         let out = unsafe { a.out.slice::<T>(row + col, PANEL.min(a.n / 2 - col)) };
                         for (o, (g, u)) in out.iter_mut().zip(gate.iter().zip(up)) {
-                            *o = T::from_f32(lanes::silu(*g) * u);
+                            *o = T::from_f32(f(*g) * u);
                         }
                     }
-                }
+                }),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! `gemm` against its reference, and its bits against themselves: rows, chunks, splits, threads.
 
-use lathe_numerics::DType;
 use lathe_numerics::contract::PANEL;
+use lathe_numerics::{Activation, DType};
 
 use super::cases::{ROWS, WEIGHTS};
 use super::{Epilogue, Gemm, GemmArgs, pack_panel, panel_bytes, reference, stored_rows};
@@ -65,10 +65,7 @@ impl Case {
     /// Rows `rows` of x as their own problem.
     fn run(&self, rows: std::ops::Range<usize>, out: DType, split: Split) -> Buffer {
         assert!(rows.end <= self.m);
-        let cols = match self.epilogue {
-            Epilogue::Store => self.n,
-            Epilogue::SiluMul => self.n / 2,
-        };
+        let cols = self.epilogue.columns(self.n);
         let x = Buffer::new(self.x.src().dtype(), &self.x.f32()[rows.start * self.k..rows.end * self.k]);
         let mut y = Buffer::zeros(out, rows.len() * cols);
         let gemm = Gemm::new(GemmArgs {
@@ -100,8 +97,8 @@ fn case(
 ) -> (Case, Vec<f32>, Vec<f32>) {
     let (x, w) = (values(1, m * k, dtype), values(2, n * k, dtype));
     let order = match epilogue {
-        Epilogue::Store => plain_order(n),
-        Epilogue::SiluMul => interleaved_order(n / 2),
+        Epilogue::Store | Epilogue::Act(_) => plain_order(n),
+        Epilogue::Glu(_) => interleaved_order(n / 2),
     };
     let w_packed = Packed::new(&Buffer::new(dtype, &w), k, &order);
     let x_buf = Buffer::new(dtype, &x);
@@ -133,17 +130,17 @@ fn every_path_is_close_to_the_reference() {
 }
 
 #[test]
-fn silu_mul_equals_its_parts() {
+fn glu_equals_its_parts() {
     for path in IsaPath::all() {
-        for dtype in DTYPES {
+        for (dtype, act) in DTYPES.into_iter().flat_map(|d| Activation::ALL.map(|a| (d, a))) {
             for (cols, k) in [(1, 8), (16, 32), (23, 65), (64, 100), (150, 40)] {
                 let m = 20;
-                let (c, x, w) = case(path, dtype, m, 2 * cols, k, Epilogue::SiluMul);
+                let (c, x, w) = case(path, dtype, m, 2 * cols, k, Epilogue::Glu(act));
                 let got = c.run(0..m, DType::F32, Split::Whole);
-                let want = reference::silu_mul(&reference::gemm(&x, &w, None, m, 2 * cols, k), m, cols);
+                let want = reference::glu(act, &reference::gemm(&x, &w, None, m, 2 * cols, k), m, cols);
                 tolerance::check(DType::F32, &want, &got.f32())
-                    .unwrap_or_else(|e| panic!("{path:?} {dtype} {cols}: {e}"));
-                // By bits: the same sums, stored as f32, then silu and product in f32.
+                    .unwrap_or_else(|e| panic!("{path:?} {dtype} {act} {cols}: {e}"));
+                // By bits: the same sums, stored as f32, then function and product in f32.
                 let plain = Case {
                     w: Packed::new(&Buffer::new(dtype, &w), k, &plain_order(2 * cols)),
                     epilogue: Epilogue::Store,
@@ -153,10 +150,37 @@ fn silu_mul_equals_its_parts() {
                 let want: Vec<u32> = (0..m * cols)
                     .map(|i| {
                         let row = &sums[i / cols * 2 * cols..];
-                        (lathe_numerics::exp::silu(row[i % cols]) * row[cols + i % cols]).to_bits()
+                        (act.apply(row[i % cols]) * row[cols + i % cols]).to_bits()
                     })
                     .collect();
                 assert_eq!(want, got.bits());
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_follow_the_bias_and_are_rounded_once() {
+    for path in IsaPath::all() {
+        for (dtype, act) in DTYPES.into_iter().flat_map(|d| Activation::ALL.map(|a| (d, a))) {
+            for (n, k) in [(1, 8), (37, 65), (200, 40)] {
+                let m = 20;
+                let (mut c, x, w) = case(path, dtype, m, n, k, Epilogue::Store);
+                let bias = values(3, n, DType::F32);
+                let want: Vec<f32> = reference::gemm(&x, &w, Some(&bias), m, n, k)
+                    .into_iter()
+                    .map(|y| reference::activation(act, f64::from(y)) as f32)
+                    .collect();
+                c.bias = Some(bias);
+                let sums = c.run(0..m, DType::F32, Split::Whole).f32();
+                c.epilogue = Epilogue::Act(act);
+                let got = c.run(0..m, DType::F32, Split::Whole).f32();
+                tolerance::check(DType::F32, &want, &got)
+                    .unwrap_or_else(|e| panic!("{path:?} {dtype} {act} {n}x{k}: {e}"));
+                for out in DTYPES {
+                    let want: Vec<f32> = sums.iter().map(|s| out.round(act.apply(*s))).collect();
+                    assert_eq!(want, c.run(0..m, out, Split::Whole).f32(), "{path:?} {dtype} {act} {out}");
+                }
             }
         }
     }
@@ -169,12 +193,13 @@ fn a_row_has_one_answer() {
             for (n, k, epilogue) in [
                 (50, 129, Epilogue::Store),
                 (64, 2048, Epilogue::Store),
-                (70, 96, Epilogue::SiluMul),
+                (70, 96, Epilogue::Glu(Activation::Gelu)),
+                (33, 70, Epilogue::Act(Activation::GeluTanh)),
                 (32, 4100, Epilogue::Store),
             ] {
                 let m = 100;
                 let (c, ..) = case(path, dtype, m, n, k, epilogue);
-                let cols = if epilogue == Epilogue::SiluMul { n / 2 } else { n };
+                let cols = epilogue.columns(n);
                 let want = c.run(0..m, dtype, Split::Whole).bits();
                 for split in SPLITS {
                     assert_eq!(want, c.run(0..m, dtype, split).bits(), "{path:?} {dtype} {n}x{k} {split:?}");
@@ -338,8 +363,8 @@ fn wrong_operands_are_refused() {
         &|a| a.x_stride = usize::MAX,
         &|a| a.out_stride = 15,
         &|a| a.bias = Some(&[]),
-        &|a| a.epilogue = Epilogue::SiluMul,
-        &|a| (a.epilogue, a.n) = (Epilogue::SiluMul, 15),
+        &|a| a.epilogue = Epilogue::Glu(Activation::Silu),
+        &|a| (a.epilogue, a.n) = (Epilogue::Glu(Activation::Silu), 15),
     ];
     for (i, edit) in edits.iter().enumerate() {
         assert!(build(edit).is_err(), "edit {i}");
@@ -360,5 +385,5 @@ fn wrong_operands_are_refused() {
     })
     .err();
     assert!(matches!(e, Some(KernelError::Unsupported { .. })));
-    assert_eq!(stored_rows(14, Epilogue::SiluMul), 32);
+    assert_eq!(stored_rows(14, Epilogue::Glu(Activation::Silu)), 32);
 }

@@ -8,8 +8,8 @@ use lathe_kernels::cuda::{Launches, Source, Stage};
 use lathe_kernels::embedding::cuda::TableLayout;
 use lathe_kernels::gemm::Epilogue;
 use lathe_kernels::gemm::cuda::{Fused, Tail};
-use lathe_kernels::{attention, embedding, gather_rows, gemm, rms_norm, rope_append, sampling, silu_mul};
-use lathe_numerics::DType;
+use lathe_kernels::{attention, embedding, gather_rows, gemm, glu, rms_norm, rope_append, sampling};
+use lathe_numerics::{Activation, DType};
 use lathe_nvrtc::{Compiled, EntryReport};
 
 /// Sizes of a model.
@@ -62,7 +62,7 @@ fn wants(entry: &str) -> &'static [&'static str] {
         "gemm" | "attention_split" | "attention_decode" | "attention_prefill" => {
             &["HMMA", "LDGSTS.128", "LDSM"]
         }
-        "rms_norm" | "add_rms_norm" | "silu_mul" | "gather_rows" => &["LDG.128", "STG.128"],
+        "rms_norm" | "add_rms_norm" | "glu" | "gather_rows" => &["LDG.128", "STG.128"],
         "rope_append" => &["LDG.128", "STG"],
         "attention_fold" | "embedding" | "draw" | "report" => &["LDG", "STG"],
         _ => panic!("kernel {entry}: say here what its machine code must hold"),
@@ -88,7 +88,7 @@ fn nodes(m: &Model, dtype: DType) -> Vec<Launches> {
     let linear = [
         gemm(Symbol::Tokens, qkv, m.hidden, DType::F32, Epilogue::Store),
         gemm(Symbol::Tokens, m.hidden, o, DType::F32, Epilogue::Store),
-        gemm(Symbol::Tokens, gate_up, m.hidden, dtype, Epilogue::SiluMul),
+        gemm(Symbol::Tokens, gate_up, m.hidden, dtype, Epilogue::Glu(Activation::Silu)),
         gemm(Symbol::Tokens, m.hidden, down, DType::F32, Epilogue::Store),
         gemm(Symbol::Rows, m.vocab, m.hidden, DType::F32, Epilogue::Store),
     ];
@@ -119,7 +119,8 @@ fn nodes(m: &Model, dtype: DType) -> Vec<Launches> {
         max_tokens: MAX_ROWS as usize,
         window: None,
     };
-    let silu = silu_mul::cuda::Problem {
+    let gated = glu::cuda::Problem {
+        act: Activation::Silu,
         m: Symbol::Tokens,
         cols: m.intermediate,
         stride: gate_up,
@@ -144,7 +145,7 @@ fn nodes(m: &Model, dtype: DType) -> Vec<Launches> {
         rms_norm::cuda::add_launches(&norm),
         rope_append::cuda::launches(&rope),
         attention::cuda::launches(&attend),
-        silu_mul::cuda::launches(&silu),
+        glu::cuda::launches(&gated),
         gather_rows::cuda::launches(&gather_rows::cuda::Problem { cols: m.hidden, dtype }),
         sampling::cuda::launches(&draw),
     ];

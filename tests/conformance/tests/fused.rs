@@ -8,8 +8,8 @@ use lathe_kernels::gemm::cuda::{Fused, Problem, Tail, add_launches, fused_launch
 use lathe_kernels::gemm::{Epilogue, stored_rows};
 use lathe_kernels::rms_norm::cuda::NormProblem;
 use lathe_kernels::{rms_norm, rope_append};
-use lathe_numerics::DType;
 use lathe_numerics::philox::philox4x32;
+use lathe_numerics::{Activation, DType};
 
 const EPS: f32 = 1e-5;
 const ROWS: [usize; 6] = [1, 3, 8, 9, 17, 65];
@@ -83,8 +83,7 @@ impl Case {
     fn columns(&self) -> usize {
         match (self.f.tail, self.p.epilogue) {
             (Tail::RopeAppend(rope), _) => rope.heads * rope.head_dim,
-            (_, Epilogue::SiluMul) => self.p.n / 2,
-            _ => self.p.n,
+            (_, epilogue) => epilogue.columns(self.p.n),
         }
     }
 
@@ -252,11 +251,17 @@ fn a_norm_before_a_projection() -> Result<()> {
 }
 
 #[test]
-fn a_norm_before_gate_and_up() -> Result<()> {
+fn a_norm_before_activations() -> Result<()> {
     let mut rig = Rig::chosen(true)?;
-    for (cols, k, dtype) in [(40, 96, DType::BF16), (32, 256, DType::F16)] {
-        let p = Problem { epilogue: Epilogue::SiluMul, ..problem(2 * cols, k, dtype) };
-        check(&mut rig, p, NORM, 32, 2, &ROWS)?;
+    for (act, cols, k, dtype, rows) in [
+        (Activation::Silu, 40, 96, DType::BF16, &ROWS[..]),
+        (Activation::Gelu, 32, 256, DType::F16, &[1, 5, 33]),
+        (Activation::GeluTanh, 40, 96, DType::BF16, &[1, 5, 33]),
+    ] {
+        let p = problem(2 * cols, k, dtype);
+        check(&mut rig, Problem { epilogue: Epilogue::Glu(act), ..p }, NORM, 32, 2, rows)?;
+        let plain = Problem { epilogue: Epilogue::Act(act), bias: true, ..p };
+        check(&mut rig, plain, NORM, 32, 2, &[1, 5, 33])?;
     }
     Ok(())
 }

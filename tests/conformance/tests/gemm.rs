@@ -8,8 +8,8 @@ use lathe_kernels::gemm::cases::WEIGHTS;
 use lathe_kernels::gemm::cuda::{Body, Config, Problem, Tile, add_launches, choose, launches, launches_of};
 use lathe_kernels::gemm::{Epilogue, reference, stored_rows};
 use lathe_kernels::tolerance;
-use lathe_numerics::DType;
 use lathe_numerics::philox::philox4x32;
+use lathe_numerics::{Activation, DType};
 
 const DTYPES: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
 /// Row counts around every border between kernels and tiles.
@@ -42,8 +42,8 @@ fn problem(n: usize, k: usize, dtype: DType) -> Problem {
 fn stored_order(p: &Problem) -> Vec<Option<usize>> {
     let cols = p.n / 2;
     let row = |at: usize| match p.epilogue {
-        Epilogue::Store => Some(at),
-        Epilogue::SiluMul => {
+        Epilogue::Store | Epilogue::Act(_) => Some(at),
+        Epilogue::Glu(_) => {
             let col = at / 32 * 16 + at % 16;
             (col < cols).then_some(at / 16 % 2 * cols + col)
         }
@@ -97,7 +97,7 @@ impl Case {
     }
 
     fn columns(&self) -> usize {
-        if self.p.epilogue == Epilogue::SiluMul { self.p.n / 2 } else { self.p.n }
+        self.p.epilogue.columns(self.p.n)
     }
 
     fn launches(&self) -> Result<Launches> {
@@ -137,7 +137,10 @@ impl Case {
         let y = reference::gemm(&self.x, &self.w, bias.then_some(&self.bias[..]), BATCH, n, k);
         match self.p.epilogue {
             Epilogue::Store => y,
-            Epilogue::SiluMul => reference::silu_mul(&y, BATCH, n / 2),
+            Epilogue::Act(act) => {
+                y.into_iter().map(|y| reference::activation(act, f64::from(y)) as f32).collect()
+            }
+            Epilogue::Glu(act) => reference::glu(act, &y, BATCH, n / 2),
         }
     }
 
@@ -193,15 +196,22 @@ fn results_and_biases_of_every_dtype() -> Result<()> {
 }
 
 #[test]
-fn silu_mul_has_the_bits_of_its_parts() -> Result<()> {
+fn glu_has_the_bits_of_its_parts() -> Result<()> {
     let mut rig = Rig::chosen(true)?;
-    for dtype in DTYPES {
+    for (dtype, act) in DTYPES.into_iter().flat_map(|d| Activation::ALL.map(|a| (d, a))) {
         for (cols, k, bias) in
             [(1, 8, false), (16, 32, true), (23, 65, true), (64, 100, false), (70, 2048, false)]
         {
-            let p = Problem { epilogue: Epilogue::SiluMul, bias, ..problem(2 * cols, k, dtype) };
+            let p = Problem { epilogue: Epilogue::Glu(act), bias, ..problem(2 * cols, k, dtype) };
             let fused = Case::new(&mut rig, p)?;
-            fused.check(&mut rig, if k > 1000 { &[1, 65] } else { &ROWS })?;
+            // Every function leaves through the same tiles: one sees them all.
+            let rows = match (k, act) {
+                (1001.., Activation::Silu) => &[1, 65][..],
+                (_, Activation::Silu) => &ROWS,
+                (1001.., _) => &[],
+                _ => &[1, 33],
+            };
+            fused.check(&mut rig, rows)?;
             // The same stored rows, so the same slices, as a plain weight.
             let order = stored_order(&p);
             let rows = |of: &[f32], width: usize| -> Vec<f32> {
@@ -219,10 +229,29 @@ fn silu_mul_has_the_bits_of_its_parts() -> Result<()> {
                 .map(|i| {
                     let gate = i % cols / 16 * 32 + i % cols % 16;
                     let at = |f: usize| sums[i / cols * order.len() + f] + bias[f];
-                    lathe_numerics::exp::silu(at(gate)) * at(gate + 16)
+                    act.apply(at(gate)) * at(gate + 16)
                 })
                 .collect();
             same(&want, &fused).with_context(|| format!("{p:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn activations_follow_the_bias_and_are_rounded_once() -> Result<()> {
+    let mut rig = Rig::chosen(true)?;
+    for (dtype, act) in DTYPES.into_iter().flat_map(|d| Activation::ALL.map(|a| (d, a))) {
+        for (n, k, bias) in [(37, 50, true), (64, 1024, false), (20, 33, true)] {
+            let p = Problem { bias, ..problem(n, k, dtype) };
+            let with = |out| Problem { epilogue: Epilogue::Act(act), out, ..p };
+            Case::new(&mut rig, with(DType::F32))?.check(&mut rig, &[1, 9, 33, 65])?;
+            let sums = Case::new(&mut rig, p)?.run(&mut rig, 0, 40)?;
+            for out in DTYPES {
+                let want: Vec<f32> = sums.iter().map(|s| out.round(act.apply(*s))).collect();
+                let got = Case::new(&mut rig, with(out))?.run(&mut rig, 0, 40)?;
+                same(&want, &got).with_context(|| format!("{:?}", with(out)))?;
+            }
         }
     }
     Ok(())

@@ -30,7 +30,7 @@ fn every_part_runs_on_the_emulator() {
     let args = ["--model", model.to_str().unwrap(), "--target", "cpu,sm_90", "--max-num-tokens", "256"];
     let limits = ["--max-seq-len", "512", "--max-batch", "16"];
     compile(&[&args[..], &limits].concat(), &kit.join("plans/demo.plan")).unwrap();
-    for name in ["gather_rows", "silu_mul", "step_structs"] {
+    for name in ["gather_rows", "glu", "step_structs"] {
         std::os::unix::fs::symlink(newest(name), kit.join("tests").join(name)).unwrap();
     }
     std::os::unix::fs::symlink(lathe_tests::program("runtime"), kit.join("bin/runtime")).unwrap();

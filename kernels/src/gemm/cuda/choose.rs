@@ -100,7 +100,7 @@ pub fn choose(p: &Problem) -> Vec<Config> {
 pub(super) fn tile(p: &Problem, most: usize) -> Tile {
     let rows = stored_rows(p.n, p.epilogue);
     let widest = rows.next_power_of_two().clamp(16, 128);
-    let narrowest = if p.epilogue == Epilogue::SiluMul { 32 } else { 16 };
+    let narrowest = narrowest(p.epilogue);
     let tokens = match most {
         0..=8 => &[8][..],
         9..=16 => &[16],
@@ -120,6 +120,11 @@ pub(super) fn tile(p: &Problem, most: usize) -> Tile {
     let near = tiles.into_iter().find(|t| t.0 * 100 <= best * 103);
     let (_, features, tokens) = near.unwrap_or((0, narrowest, tokens[0]));
     detail(rows, p.k, most, features, tokens)
+}
+
+/// Fewest features of a tile: 16, and as many of gate and of up.
+fn narrowest(epilogue: Epilogue) -> usize {
+    if matches!(epilogue, Epilogue::Glu(_)) { 32 } else { 16 }
 }
 
 /// What the slowest of memory, second-level cache and tensor cores takes, with idle multiprocessors.
@@ -216,7 +221,7 @@ impl Tile {
         if !powers.iter().all(|x| x.is_power_of_two()) {
             return no("sizes are powers of two");
         }
-        let narrowest = if p.epilogue == Epilogue::SiluMul { 32 } else { 16 };
+        let narrowest = narrowest(p.epilogue);
         if !(narrowest..=1024).contains(&self.features) || !(16..=self.features).contains(&self.warp_features)
         {
             return no(
@@ -251,6 +256,7 @@ impl Tile {
 #[cfg(test)]
 mod tests {
     use lathe_device::Symbol;
+    use lathe_numerics::Activation;
 
     use super::*;
     use crate::gemm::cases::{LLAMA_1B, WEIGHTS};
@@ -276,7 +282,10 @@ mod tests {
             .chain(llama_8b)
             .chain(small)
             .flat_map(|(n, k)| {
-                [problem(n, k, Epilogue::Store), problem(n.next_multiple_of(2), k, Epilogue::SiluMul)]
+                [
+                    problem(n, k, Epilogue::Store),
+                    problem(n.next_multiple_of(2), k, Epilogue::Glu(Activation::Silu)),
+                ]
             })
             .collect()
     }
@@ -332,7 +341,7 @@ mod tests {
 
     #[test]
     fn wrong_tiles_are_refused() {
-        let p = problem(64, 2048, Epilogue::SiluMul);
+        let p = problem(64, 2048, Epilogue::Glu(Activation::Silu));
         let tile = tiles(&p)[0];
         let edits: &[fn(&mut Tile)] = &[
             |t| t.features = 16,

@@ -1,5 +1,6 @@
 // What becomes of a tile of finished sums: bias, epilogue, one rounding. Shared by all GEMM kernels.
-// Macros: OUT, ROWS (stored features), COLUMNS (of the output), BIAS (0 or 1), EPILOGUE (a struct of this file).
+// Macros: OUT, ROWS (stored features), COLUMNS (of the output), BIAS (0 or 1), EPILOGUE (a struct of this file, with a
+// function of lathe.cuh where it takes one).
 #pragma once
 #include "lathe.cuh"
 
@@ -29,8 +30,22 @@ struct Store {
     }
 };
 
-// y = silu(gate) * up; features alternate by 16.
-struct SiluMul {
+// y = f(sum).
+template <float (*F)(float)>
+struct Act {
+    static __device__ constexpr int width(int tile) { return tile; }
+    template <int TILE>
+    static __device__ __forceinline__ void values(float (&y)[4], const float* row, int column, int first,
+                                                  const float* bias, const OUT*) {
+        sums4(y, row, column, first, bias);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) y[i] = F(y[i]);
+    }
+};
+
+// y = f(gate) * up; features alternate by 16.
+template <float (*F)(float)>
+struct Glu {
     static __device__ constexpr int width(int tile) { return tile / 2; }
     template <int TILE>
     static __device__ __forceinline__ void values(float (&y)[4], const float* row, int column, int first,
@@ -41,7 +56,7 @@ struct SiluMul {
         sums4(y, row, gate, first, bias);
         sums4(up, row, gate + 16, first, bias);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) y[i] = mul(silu_portable(y[i]), up[i]);
+        for (int i = 0; i < 4; ++i) y[i] = mul(F(y[i]), up[i]);
     }
 };
 

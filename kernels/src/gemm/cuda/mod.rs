@@ -13,8 +13,8 @@ use lathe_device::{Arg, Extent, Symbol, When};
 use lathe_numerics::DType;
 use lathe_numerics::contract::gemm_slices;
 
-use super::{Epilogue, stored_rows};
-use crate::cuda::{Cost, Launches, Source, Stage, element, mma16};
+use super::{Epilogue, even, stored_rows};
+use crate::cuda::{Cost, Launches, Source, Stage, activation, element, mma16};
 use crate::error::{KernelError, at_least, at_most, product};
 use crate::rms_norm;
 use crate::view::float;
@@ -43,7 +43,7 @@ pub struct Problem {
     pub m: Symbol,
     /// Most rows of a step.
     pub max_m: u32,
-    /// Logical features of the weight (`2 * cols` for `SiluMul`).
+    /// Logical features of the weight (`2 * cols` for `Glu`).
     pub n: usize,
     /// Depth.
     pub k: usize,
@@ -57,10 +57,10 @@ pub struct Problem {
     pub bias: bool,
 }
 
-/// Inputs x `D[m, k]`, weight, bias `f32[stored rows]` if there is one; output `[m, n]`, for `SiluMul` `[m, n / 2]`.
+/// Inputs x `D[m, k]`, weight, bias `f32[stored rows]` if there is one; output `[m, n]`, for `Glu` `[m, n / 2]`.
 ///
 /// # Errors
-/// `Unsupported` for dtypes and an odd `n` with `SiluMul`; `Shape` for sizes that are zero or past 32-bit grids.
+/// `Unsupported` for dtypes and an odd `n` with `Glu`; `Shape` for sizes that are zero or past 32-bit grids.
 pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
     build(p, &choose(p), false)
 }
@@ -97,10 +97,7 @@ fn build(p: &Problem, configs: &[Config], residual: bool) -> Result<Launches, Ke
         at_most(NAME, what, (i32::MAX / 4) as usize, size)?;
     }
     product(NAME, "n * k", &[p.n, p.k])?;
-    if p.epilogue == Epilogue::SiluMul && p.n % 2 == 1 {
-        let what = format!("silu_mul of {} features; gate and up need an even number", p.n);
-        return Err(KernelError::Unsupported { kernel: NAME, what });
-    }
+    even(p.n, p.epilogue)?;
     let stages = configs.iter().map(|c| stage(p, c, residual, 0)).collect::<Result<_, _>>()?;
     Ok(Launches { stages, workspaces: vec![] })
 }
@@ -110,23 +107,17 @@ fn held_bytes(p: &Problem, rows: usize) -> usize {
     rows * (p.k * p.dtype.size() + rms_norm::cuda::threads(p.k) / 32 * size_of::<f32>())
 }
 
-fn columns(p: &Problem) -> usize {
-    match p.epilogue {
-        Epilogue::Store => p.n,
-        Epilogue::SiluMul => p.n / 2,
-    }
-}
-
 fn stage(p: &Problem, config: &Config, residual: bool, held_rows: usize) -> Result<Stage, KernelError> {
     let rows = stored_rows(p.n, p.epilogue);
     let epilogue = match (p.epilogue, residual) {
-        (Epilogue::SiluMul, _) => "SiluMul",
-        (Epilogue::Store, true) => "AddResidual",
-        (Epilogue::Store, false) => "Store",
+        (Epilogue::Glu(act), _) => format!("Glu<{}>", activation(act)),
+        (Epilogue::Act(act), _) => format!("Act<{}>", activation(act)),
+        (Epilogue::Store, true) => "AddResidual".into(),
+        (Epilogue::Store, false) => "Store".into(),
     };
     let mut defines = vec![
         ("BIAS", u32::from(p.bias).to_string()),
-        ("COLUMNS", columns(p).to_string()),
+        ("COLUMNS", p.epilogue.columns(p.n).to_string()),
         ("EPILOGUE", format!("lathe::{epilogue}")),
         ("K", p.k.to_string()),
         ("OUT", element(p.out).into()),
@@ -202,7 +193,7 @@ fn cost(p: &Problem, rows: usize, residual: bool) -> Cost {
         _ => rows.div_ceil(mma16::TILE) * mma16::tile_row_bytes(p.k),
     };
     let bias = if p.bias { 4 * rows } else { 0 };
-    let results = if residual { 2 } else { 1 } * columns(p) * p.out.size();
+    let results = if residual { 2 } else { 1 } * p.epilogue.columns(p.n) * p.out.size();
     Cost {
         fixed_bytes: (weight + bias) as u64,
         row_bytes: (p.k * p.dtype.size() + results) as u64,

@@ -1,5 +1,7 @@
 //! Planning: what is refused, what each stage is told, and that macros and source agree.
 
+use lathe_numerics::Activation;
+
 use super::*;
 use crate::cuda::HEADERS;
 use crate::rope_append;
@@ -31,7 +33,7 @@ fn refusals_name_what_is_wrong() {
         Problem { n: 1 << 28, k: 1 << 20, max_m: 1 << 20, ..P },
         Problem { dtype: DType::I32, ..P },
         Problem { out: DType::I32, ..P },
-        Problem { n: 15, epilogue: Epilogue::SiluMul, ..P },
+        Problem { n: 15, epilogue: Epilogue::Glu(Activation::Silu), ..P },
     ];
     for p in wrong {
         assert!(launches(&p).is_err(), "{p:?}");
@@ -39,7 +41,7 @@ fn refusals_name_what_is_wrong() {
     let f32 = Problem { dtype: DType::F32, ..P };
     assert!(launches_of(&P, &choose(&f32)).is_err() && launches_of(&f32, &choose(&P)).is_err());
     assert!(add_launches(&P).is_ok());
-    assert!(add_launches(&Problem { epilogue: Epilogue::SiluMul, ..P }).is_err());
+    assert!(add_launches(&Problem { epilogue: Epilogue::Glu(Activation::Silu), ..P }).is_err());
 }
 
 #[test]
@@ -65,10 +67,17 @@ fn arguments_follow_the_operands() {
 
 #[test]
 fn stages_say_what_the_problem_is() {
-    let p = Problem { n: 26, k: 33, epilogue: Epilogue::SiluMul, out: DType::F16, dtype: DType::F16, ..P };
+    let p = Problem {
+        n: 26,
+        k: 33,
+        epilogue: Epilogue::Glu(Activation::Silu),
+        out: DType::F16,
+        dtype: DType::F16,
+        ..P
+    };
     for s in launches(&p).unwrap().stages {
         assert_eq!((define(&s, "ROWS"), define(&s, "COLUMNS"), define(&s, "K")), ("32", "13", "33"));
-        assert_eq!((define(&s, "EPILOGUE"), define(&s, "SLICES")), ("lathe::SiluMul", "1"));
+        assert_eq!((define(&s, "EPILOGUE"), define(&s, "SLICES")), ("lathe::Glu<lathe::silu_portable>", "1"));
         assert_eq!((define(&s, "ELEMENT"), define(&s, "OUT")), ("lathe::f16", "lathe::f16"));
         assert_eq!(s.cost, Cost { fixed_bytes: 2 * 3 * 512, row_bytes: 66 + 26, row_flops: 2 * 26 * 33 });
     }
@@ -107,8 +116,10 @@ fn qkv(k: usize, head_dim: usize, rotary_dim: usize) -> (Problem, Fused) {
 }
 
 /// The gate and up projections of a layer with their norm.
-const GATE_UP: (Problem, Fused) =
-    (Problem { n: 28672, epilogue: Epilogue::SiluMul, ..P }, Fused { norm: Some(1e-5), tail: Tail::None });
+const GATE_UP: (Problem, Fused) = (
+    Problem { n: 28672, epilogue: Epilogue::Glu(Activation::Silu), ..P },
+    Fused { norm: Some(1e-5), tail: Tail::None },
+);
 
 /// Largest row counts of the launches that do all at once.
 fn few_rows((p, f): (Problem, Fused)) -> Vec<u32> {
@@ -157,7 +168,7 @@ fn every_row_count_has_its_launches() {
     assert_eq!((define(stage, "HELD_ROWS"), define(stage, "NORM_THREADS")), ("4", "512"));
     // x, q, keys and values, and a row of the rotation's table; no sums.
     assert_eq!(stage.cost.row_bytes, 2 * 4096 + 2 * 48 * 128 + 4 * 128);
-    assert!(fused_launches(&Problem { epilogue: Epilogue::SiluMul, ..p }, &f).is_err());
+    assert!(fused_launches(&Problem { epilogue: Epilogue::Glu(Activation::Silu), ..p }, &f).is_err());
 }
 
 #[test]

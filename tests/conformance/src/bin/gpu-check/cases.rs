@@ -11,7 +11,7 @@ use crate::Bench;
 /// Test programs about kernels. `rig` and `mutants` are about the emulator, `code` is about machine code.
 const PROGRAMS: &[&str] = &[
     "gather_rows",
-    "silu_mul",
+    "glu",
     "step_structs",
     "embedding",
     "rms_norm",

@@ -9,8 +9,8 @@ use lathe_kernels::cuda::{Source, mma16};
 use lathe_kernels::embedding::cuda::TableLayout;
 use lathe_kernels::gemm::cuda::{Fused, Tail, fused_launches};
 use lathe_kernels::gemm::{Epilogue, stored_rows};
-use lathe_kernels::{attention, embedding, gather_rows, gemm, rms_norm, rope_append, sampling, silu_mul};
-use lathe_numerics::DType;
+use lathe_kernels::{attention, embedding, gather_rows, gemm, glu, rms_norm, rope_append, sampling};
+use lathe_numerics::{Activation, DType};
 
 use crate::nodes::{Buffer, Node};
 use crate::{ceilings, wgmma};
@@ -140,7 +140,7 @@ impl Shape {
         let mut inputs = vec![Buffer::noise(DTYPE, rows * p.k)];
         inputs.extend(fused.norm.map(|_| Buffer::noise(DTYPE, p.k)));
         inputs.push(weight);
-        let columns = if p.epilogue == Epilogue::SiluMul { p.n / 2 } else { p.n };
+        let columns = p.epilogue.columns(p.n);
         let mut output = Buffer::result(p.out, rows * columns);
         let mut written = 0;
         match fused.tail {
@@ -202,8 +202,8 @@ impl Shape {
             )?,
             self.linear(
                 load,
-                "norm-gate-up-silu-mul",
-                self.gemm(tokens, gate_up, self.hidden, DTYPE, Epilogue::SiluMul),
+                "norm-gate-up-glu",
+                self.gemm(tokens, gate_up, self.hidden, DTYPE, Epilogue::Glu(Activation::Silu)),
                 &norm(Tail::None),
             )?,
             self.linear(
@@ -318,7 +318,8 @@ impl Shape {
             vec![out(self.q())],
         );
         rope.tables = load.tables();
-        let silu = silu_mul::cuda::Problem {
+        let gated = glu::cuda::Problem {
+            act: Activation::Silu,
             m: Symbol::Tokens,
             cols: self.intermediate,
             stride: self.intermediate,
@@ -357,9 +358,9 @@ impl Shape {
             ),
             rope,
             node(
-                "silu_mul",
-                "silu-mul",
-                silu_mul::cuda::launches(&silu)?,
+                "glu",
+                "glu",
+                glu::cuda::launches(&gated)?,
                 vec![narrow(t * self.intermediate), narrow(t * self.intermediate)],
                 vec![out(self.intermediate)],
             ),

@@ -1,19 +1,21 @@
-//! The SwiGLU product on a device, with the CPU's bits: an element per lane, vectors of up to 16 bytes.
+//! The gated product on a device, with the CPU's bits: an element per lane, vectors of up to 16 bytes.
 
 use lathe_device::{Arg, Extent, Symbol, When};
-use lathe_numerics::DType;
+use lathe_numerics::{Activation, DType};
 
-use crate::cuda::{Cost, Launches, Source, Stage, element};
+use crate::cuda::{Cost, Launches, Source, Stage, activation, element};
 use crate::error::{KernelError, at_least};
 use crate::view::float;
 
-const NAME: &str = "silu_mul";
+const NAME: &str = "glu";
 const TEXT: &str = include_str!("kernel.cu");
 const THREADS: usize = 256;
 
-/// `out = silu(gate) * up`.
+/// `out = act(gate) * up`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Problem {
+    /// The gate's function.
+    pub act: Activation,
     /// Rows.
     pub m: Symbol,
     /// Columns.
@@ -38,9 +40,10 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
     let widest = 16 / p.dtype.size().max(p.out.size());
     let vec = widest.min(1 << (p.cols | p.stride).trailing_zeros().min(3));
     let source = Source::new(
-        format!("{NAME}-{}-{}-{}", p.dtype, p.out, p.cols),
+        format!("{NAME}-{}-{}-{}-{}", p.act, p.dtype, p.out, p.cols),
         TEXT,
         vec![
+            ("ACTIVATION", activation(p.act).into()),
             ("IN", element(p.dtype).into()),
             ("OUT", element(p.out).into()),
             ("COLS", p.cols.to_string()),
@@ -79,7 +82,7 @@ mod tests {
     #[test]
     fn vectors_divide_columns_and_stride() {
         let vec = |cols, stride, dtype, out| {
-            let p = Problem { m: Symbol::Tokens, cols, stride, dtype, out };
+            let p = Problem { act: Activation::Silu, m: Symbol::Tokens, cols, stride, dtype, out };
             launches(&p).unwrap().stages[0].source.defines.last().unwrap().1.clone()
         };
         assert_eq!(vec(11008, 22016, DType::BF16, DType::BF16), "8");
@@ -90,7 +93,8 @@ mod tests {
 
     #[test]
     fn refusals_name_what_is_wrong() {
-        let p = Problem { m: Symbol::Rows, cols: 8, stride: 8, dtype: DType::BF16, out: DType::BF16 };
+        let (act, dtype) = (Activation::Gelu, DType::BF16);
+        let p = Problem { act, m: Symbol::Rows, cols: 8, stride: 8, dtype, out: dtype };
         assert!(launches(&p).is_ok());
         assert!(launches(&Problem { cols: 0, ..p }).is_err());
         assert!(launches(&Problem { stride: 7, ..p }).is_err());

@@ -1,15 +1,15 @@
-//! `silu_mul` against the formula, and its bits across splits.
+//! `glu` against the formula, and its bits across splits.
 
-use lathe_numerics::exp::silu;
+use lathe_numerics::Activation;
 
-use super::{SiluMul, SiluMulArgs};
+use super::{Glu, GluArgs};
 use crate::IsaPath;
 use crate::testing::{Buffer, DTYPES, SPLITS, Split, run, values};
 
 #[test]
 fn bits_are_those_of_the_formula() {
     for path in IsaPath::all() {
-        for dtype in DTYPES {
+        for (act, dtype) in Activation::ALL.into_iter().flat_map(|a| DTYPES.map(|d| (a, d))) {
             for out_dtype in DTYPES {
                 for cols in [1, 7, 16, 100] {
                     let both: Vec<f32> =
@@ -17,13 +17,14 @@ fn bits_are_those_of_the_formula() {
                     let buf = Buffer::new(dtype, &both);
                     let want: Vec<f32> = both
                         .chunks(2 * cols)
-                        .flat_map(|r| (0..cols).map(|c| out_dtype.round(silu(r[c]) * r[cols + c])))
+                        .flat_map(|r| (0..cols).map(|c| out_dtype.round(act.apply(r[c]) * r[cols + c])))
                         .collect();
                     let up = Buffer::new(dtype, &both[cols..]);
                     for split in SPLITS {
                         let mut out = Buffer::zeros(out_dtype, 5 * cols);
-                        let args = SiluMulArgs {
+                        let args = GluArgs {
                             path,
+                            act,
                             gate: buf.src(),
                             up: up.src(),
                             stride: 2 * cols,
@@ -31,7 +32,7 @@ fn bits_are_those_of_the_formula() {
                             rows: 5,
                             cols,
                         };
-                        run(&SiluMul::new(args).unwrap(), split);
+                        run(&Glu::new(args).unwrap(), split);
                         assert_eq!(want, out.f32());
                     }
                 }
@@ -45,8 +46,9 @@ fn short_buffers_are_refused() {
     let x = [0f32; 20];
     let mut out = [0f32; 20];
     let mut build = |up: usize, out_len: usize, stride: usize, cols: usize| {
-        SiluMul::new(SiluMulArgs {
+        Glu::new(GluArgs {
             path: IsaPath::detect(),
+            act: Activation::Silu,
             gate: x.as_slice().into(),
             up: x[..up].into(),
             stride,
@@ -65,10 +67,11 @@ fn short_buffers_are_refused() {
 #[test]
 fn ends_are_defined() {
     let x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -200.0];
-    for path in IsaPath::all() {
+    for (path, act) in IsaPath::all().into_iter().flat_map(|p| Activation::ALL.map(|a| (p, a))) {
         let mut out = vec![0f32; 4];
-        let args = SiluMulArgs {
+        let args = GluArgs {
             path,
+            act,
             gate: x.as_slice().into(),
             up: [1f32; 4].as_slice().into(),
             stride: 4,
@@ -76,8 +79,8 @@ fn ends_are_defined() {
             rows: 1,
             cols: 4,
         };
-        run(&SiluMul::new(args).unwrap(), Split::Whole);
+        run(&Glu::new(args).unwrap(), Split::Whole);
         assert!(out[0].is_nan() && out[1] == f32::INFINITY);
-        assert_eq!(out[3], silu(-200.0));
+        assert_eq!(out[3], act.apply(-200.0));
     }
 }
