@@ -80,7 +80,9 @@ fn ends_are_defined() {
             cols: 4,
         };
         run(&Glu::new(args).unwrap(), Split::Whole);
-        assert!(out[0].is_nan() && out[1] == f32::INFINITY);
-        assert_eq!(out[3], act.apply(-200.0));
+        for (x, y) in x.iter().zip(&out) {
+            let want = act.apply(*x);
+            assert!(want.to_bits() == y.to_bits() || want.is_nan() && y.is_nan(), "{act}({x}) = {y}");
+        }
     }
 }
