@@ -118,7 +118,8 @@ impl IsaPath {
     }
 
     /// Runs portable code compiled for this path. Rust never fuses or reorders float operations, so the bits are
-    /// those of the plain call; only the vector width differs.
+    /// those of the plain call; only the vector width differs. `f` is written `#[inline(always)] || ..` and calls only what
+    /// is inlined always: what the compiler leaves as a function of its own is compiled for every machine.
     #[inline(always)]
     pub(crate) fn run<R>(self, f: impl FnOnce() -> R) -> R {
         match self.0 {

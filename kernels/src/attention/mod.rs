@@ -141,7 +141,7 @@ impl<'a> Attention<'a> {
         let queries = self.tile.min(seq.q_len - first);
         let rows = queries * self.group;
         let seen = self.seen(seq, first);
-        with_float!(a.q.dtype(), T => a.path.run(|| for (r0, n) in sub_tiles(rows) {
+        with_float!(a.q.dtype(), T => a.path.run(#[inline(always)] || for (r0, n) in sub_tiles(rows) {
             // SAFETY: the tile's query rows were checked when built.
             unsafe { self.pack_q::<T>(seq.q_start + first, kv_head, r0, n, s.q.as_mut_ptr()) };
         }));
@@ -165,7 +165,7 @@ impl<'a> Attention<'a> {
                 s.ahead = None;
             }
         }
-        with_float!(a.q.dtype(), T => a.path.run(|| for r in 0..rows {
+        with_float!(a.q.dtype(), T => a.path.run(#[inline(always)] || for r in 0..rows {
             let row = seq.q_start + first + r / self.group;
             let head = kv_head * self.group + r % self.group;
             // SAFETY: checked when built; the unit owns these elements.
@@ -282,8 +282,14 @@ impl<'a> Attention<'a> {
             let row = &mut s.scores[(r0 + r) * ATTENTION_LEAF..(r0 + r + 1) * ATTENTION_LEAF];
             let range = in_leaf(r0 + r);
             states[r] = match a.softcap {
-                None => a.path.run(|| weigh(row, range, |s| s * a.scale)),
-                Some(cap) => a.path.run(|| weigh(row, range, |s| lanes::softcap(s * a.scale, cap))),
+                None => a.path.run(
+                    #[inline(always)]
+                    || weigh(row, range, |s| s * a.scale),
+                ),
+                Some(cap) => a.path.run(
+                    #[inline(always)]
+                    || weigh(row, range, |s| lanes::softcap(s * a.scale, cap)),
+                ),
             };
         }
         // Each row's own first positions, those that all rows see together, each row's own rest: a product with a
@@ -307,27 +313,30 @@ impl<'a> Attention<'a> {
             }
         }
         let (total, acc, padded) = (&mut *s.total, &*s.acc, s.padded);
-        a.path.run(|| {
-            let state = &mut s.state[r0 * 2..(r0 + n) * 2];
-            // Rows that see the leaf before come first; for the others this one is the first.
-            let folds = (r0..r0 + n).take_while(|r| seen.first(*r) < start).count();
-            let (before, first) = state.split_at_mut(folds * 2);
-            let (fa, fb) = fold_leaves(before, &states[..folds]);
-            for (s, l) in first.as_chunks_mut::<2>().0.iter_mut().zip(&states[folds..n]) {
-                *s = [l.max, l.sum];
-            }
-            for r in 0..n {
-                let row = (r0 + r) * padded..(r0 + r + 1) * padded;
-                let (total, acc) = (&mut total[row.clone()], &acc[row]);
-                if r >= folds {
-                    total.copy_from_slice(acc);
-                    continue;
+        a.path.run(
+            #[inline(always)]
+            || {
+                let state = &mut s.state[r0 * 2..(r0 + n) * 2];
+                // Rows that see the leaf before come first; for the others this one is the first.
+                let folds = (r0..r0 + n).take_while(|r| seen.first(*r) < start).count();
+                let (before, first) = state.split_at_mut(folds * 2);
+                let (fa, fb) = fold_leaves(before, &states[..folds]);
+                for (s, l) in first.as_chunks_mut::<2>().0.iter_mut().zip(&states[folds..n]) {
+                    *s = [l.max, l.sum];
                 }
-                for (t, o) in total.iter_mut().zip(acc) {
-                    *t = *t * fa[r] + *o * fb[r];
+                for r in 0..n {
+                    let row = (r0 + r) * padded..(r0 + r + 1) * padded;
+                    let (total, acc) = (&mut total[row.clone()], &acc[row]);
+                    if r >= folds {
+                        total.copy_from_slice(acc);
+                        continue;
+                    }
+                    for (t, o) in total.iter_mut().zip(acc) {
+                        *t = *t * fa[r] + *o * fb[r];
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// `acc[r] (+)= sum of p[r][j] * v[j]` for positions `from..to` of the leaf, `n` rows from `r0`.

@@ -70,7 +70,7 @@ impl Kernel for Embedding<'_> {
 
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         let a = &self.0;
-        with_float!(a.table.dtype(), T => a.path.run(|| for r in units {
+        with_float!(a.table.dtype(), T => a.path.run(#[inline(always)] || for r in units {
             let id = a.ids[r] as usize;
             // SAFETY: the unit owns its output row, checked when built.
             let out = unsafe { a.out.slice::<T>(r * a.h, a.h) };

@@ -199,7 +199,7 @@ impl<'a> Gemm<'a> {
     unsafe fn pack_rows(&self, first: usize, rows: usize, out: *mut f32) {
         let words = self.kind.row_words(self.args.k);
         let a = &self.args;
-        with_float!(a.x.dtype(), T => a.path.run(|| {
+        with_float!(a.x.dtype(), T => a.path.run(#[inline(always)] || {
             for (r0, n) in tiles(rows) {
                 // SAFETY: rows first..first + rows are within x, checked when built.
                 unsafe {
@@ -357,7 +357,7 @@ impl Kernel for Gemm<'_> {
                 unsafe {
                     let sums = total.as_mut_ptr();
                     self.accumulate(rows, p, np, x.as_ptr(), part.as_mut_ptr(), sums);
-                    with_float!(self.args.out.dtype(), T => self.args.path.run(|| {
+                    with_float!(self.args.out.dtype(), T => self.args.path.run(#[inline(always)] || {
                         self.store::<T>(first, rows, p, np, sums);
                     }));
                 }

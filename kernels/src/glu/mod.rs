@@ -62,7 +62,7 @@ impl Kernel for Glu<'_> {
         let a = &self.0;
         assert!(units.end <= a.rows);
         with_float!(a.gate.dtype(), T => with_float!(a.out.dtype(), O => with_activation!(a.act, f => {
-            a.path.run(|| for r in units {
+            a.path.run(#[inline(always)] || for r in units {
                 // SAFETY: rows were checked when built; the unit owns its output row.
                 let (gate, up, out) = unsafe {
                     (

@@ -70,7 +70,7 @@ impl Kernel for RmsNorm<'_> {
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         let a = &self.0;
         assert!(units.end <= a.rows);
-        with_float!(a.x.dtype(), T => a.path.run(|| for r in units {
+        with_float!(a.x.dtype(), T => a.path.run(#[inline(always)] || for r in units {
             // SAFETY: rows were checked when built; the unit owns its output row.
             let (x, w, out) = unsafe {
                 (
@@ -140,7 +140,7 @@ impl Kernel for AddRmsNorm<'_> {
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         let a = &self.0;
         assert!(units.end <= a.rows);
-        with_float!(a.residual.dtype(), T => a.path.run(|| for r in units {
+        with_float!(a.residual.dtype(), T => a.path.run(#[inline(always)] || for r in units {
             // SAFETY: rows were checked when built; the unit owns its residual and output rows.
             let (delta, residual, w, out) = unsafe {
                 (

@@ -146,7 +146,7 @@ impl Kernel for RopeAppend<'_> {
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         assert!(units.end <= self.units());
         let a = &self.args;
-        with_float!(a.q_out.dtype(), Q => with_float!(a.cache.layout().dtype(), C => a.path.run(|| for row in units {
+        with_float!(a.q_out.dtype(), Q => with_float!(a.cache.layout().dtype(), C => a.path.run(#[inline(always)] || for row in units {
             // SAFETY: the unit owns the row's query and slot.
             unsafe { self.row::<Q, C>(row) };
         })));

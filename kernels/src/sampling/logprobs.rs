@@ -27,22 +27,25 @@ pub struct Logprobs {
 /// Log probability and rank of `id` and the likeliest ids, filled into `top` by descending probability, ties by id.
 /// NaN logits count as minus infinity.
 pub fn logprobs(path: IsaPath, row: &[f32], id: u32, top: &mut [TopLogprob]) -> Logprobs {
-    path.run(|| {
-        let norm = log_sum_exp(row);
-        let logprob = |x: f32| if x.is_nan() { f32::NEG_INFINITY } else { (f64::from(x) - norm) as f32 };
-        let n_top = largest(row, top);
-        for t in &mut top[..n_top] {
-            t.logprob = logprob(row[t.id as usize]);
-        }
-        let Some(&x) = row.get(id as usize) else {
-            return Logprobs { logprob: f32::NAN, rank: row.len() as u32 + 1, n_top };
-        };
-        let (before, after) = row.split_at(id as usize);
-        let greater: u32 = row.iter().map(|v| u32::from(*v > x)).sum();
-        let ties: u32 = before.iter().map(|v| u32::from(*v == x)).sum();
-        debug_assert!(!after.is_empty());
-        Logprobs { logprob: logprob(x), rank: 1 + greater + ties, n_top }
-    })
+    path.run(
+        #[inline(always)]
+        || {
+            let norm = log_sum_exp(row);
+            let logprob = |x: f32| if x.is_nan() { f32::NEG_INFINITY } else { (f64::from(x) - norm) as f32 };
+            let n_top = largest(row, top);
+            for t in &mut top[..n_top] {
+                t.logprob = logprob(row[t.id as usize]);
+            }
+            let Some(&x) = row.get(id as usize) else {
+                return Logprobs { logprob: f32::NAN, rank: row.len() as u32 + 1, n_top };
+            };
+            let (before, after) = row.split_at(id as usize);
+            let greater: u32 = row.iter().map(|v| u32::from(*v > x)).sum();
+            let ties: u32 = before.iter().map(|v| u32::from(*v == x)).sum();
+            debug_assert!(!after.is_empty());
+            Logprobs { logprob: logprob(x), rank: 1 + greater + ties, n_top }
+        },
+    )
 }
 
 /// `ln(sum(exp(x)))`: f32 exponentials of the distance to the maximum, summed in 16 f64 lanes.

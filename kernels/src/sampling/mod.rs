@@ -128,25 +128,34 @@ pub fn draw(path: IsaPath, row: &[f32], params: &Params, cx: &Context, s: &mut S
         adjust(&mut s.logits[..row.len()], &mut s.counts[..row.len()], params, cx);
         &s.logits[..row.len()]
     };
-    let (best, max) = path.run(|| argmax(row))?;
+    let (best, max) = path.run(
+        #[inline(always)]
+        || argmax(row),
+    )?;
     // Not above zero, or NaN: greedy. An infinite logit leaves nothing to weigh.
     if params.temperature.is_nan() || params.temperature <= 0.0 || max == f32::INFINITY {
         return Some(best);
     }
     let weights = &mut s.weights[..row.len()];
-    path.run(|| weigh(row, max, params, weights));
+    path.run(
+        #[inline(always)]
+        || weigh(row, max, params, weights),
+    );
     let top_k = params.top_k > 0 && (params.top_k as usize) < row.len();
     let top_p = params.top_p < 1.0;
     if top_k || top_p {
         let buckets = &mut s.buckets[..row.len()];
         let scale = BUCKETS_PER_NAT / params.temperature;
-        path.run(|| {
-            for (b, x) in buckets.iter_mut().zip(row) {
-                let at = (max - x) * scale;
-                // NaN (from a NaN logit) fails the comparison and lands last.
-                *b = if at < (BUCKETS - 1) as f32 { at as i32 as u16 } else { (BUCKETS - 1) as u16 };
-            }
-        });
+        path.run(
+            #[inline(always)]
+            || {
+                for (b, x) in buckets.iter_mut().zip(row) {
+                    let at = (max - x) * scale;
+                    // NaN (from a NaN logit) fails the comparison and lands last.
+                    *b = if at < (BUCKETS - 1) as f32 { at as i32 as u16 } else { (BUCKETS - 1) as u16 };
+                }
+            },
+        );
         if top_k {
             keep_top_k(params.top_k as usize, row, weights, buckets, &mut s.n_in, &mut s.border);
         }
@@ -155,7 +164,13 @@ pub fn draw(path: IsaPath, row: &[f32], params: &Params, cx: &Context, s: &mut S
         }
     }
     let u = philox::uniform(params.seed, params.choice, cx.position);
-    Some(path.run(|| pick(weights, u)).unwrap_or(best))
+    Some(
+        path.run(
+            #[inline(always)]
+            || pick(weights, u),
+        )
+        .unwrap_or(best),
+    )
 }
 
 fn penalised(p: &Params) -> bool {
