@@ -49,8 +49,7 @@ fn norms_have_the_documented_bits() {
             let rows = 3;
             let x = rounded(dtype, values(h as u64, rows * h, 3.0));
             let w = rounded(dtype, values(7, h, 2.0));
-            let launches =
-                cuda::launches(&cuda::NormProblem { m: Symbol::Tokens, h, dtype, eps: EPS }).unwrap();
+            let launches = cuda::launches(&cuda::NormProblem::rows(Symbol::Tokens, h, dtype, EPS)).unwrap();
             let inputs = vec![rig.floats("x", dtype, &x).unwrap(), rig.floats("w", dtype, &w).unwrap()];
             let out = rig.empty("out", rows * h * dtype.size()).unwrap();
             let operands = Operands { inputs: inputs.clone(), outputs: vec![out], tables: vec![] };
@@ -82,7 +81,7 @@ fn the_sum_is_rounded_first_and_may_replace_the_residual() {
             let residual = rounded(dtype, values(h as u64 + 2, rows * h, 4.0));
             let w = rounded(dtype, values(9, h, 1.5));
             let launches =
-                cuda::add_launches(&cuda::NormProblem { m: Symbol::Tokens, h, dtype, eps: EPS }).unwrap();
+                cuda::add_launches(&cuda::NormProblem::rows(Symbol::Tokens, h, dtype, EPS)).unwrap();
             let bytes = rows * h * dtype.size();
             let inputs = vec![
                 rig.f32s("delta", &delta).unwrap(),
