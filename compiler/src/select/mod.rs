@@ -27,6 +27,7 @@ use lathe_plan::schema::{
 
 use crate::error::{CompileError, Result};
 pub use device::{DeviceCode, KernelUse};
+use rows::norm_params;
 pub use weights::{WeightTable, WeightUse};
 
 /// Positions per KV block: long enough that a block's tiles are whole cache lines, short enough that the last block of
@@ -157,13 +158,11 @@ impl<'a> Selection<'a> {
             Op::Mul(_) => self.binary(id, Binary::Mul)?,
             Op::RmsNorm(op) => {
                 let inputs = self.norm(id)?;
-                let params = vec![float("eps", op.eps), int("groups", op.groups)];
-                ("rms_norm", inputs, vec![self.write(node.outputs[0])?], params)
+                ("rms_norm", inputs, vec![self.write(node.outputs[0])?], norm_params(op.eps, op.groups))
             }
             Op::LayerNorm(op) => {
                 let inputs = self.norm(id)?;
-                let params = vec![float("eps", op.eps), int("groups", op.groups)];
-                ("layer_norm", inputs, vec![self.write(node.outputs[0])?], params)
+                ("layer_norm", inputs, vec![self.write(node.outputs[0])?], norm_params(op.eps, op.groups))
             }
             Op::AddRmsNorm(op) => {
                 self.expect_dtype(id, value(0), DType::F32)?;

@@ -7,11 +7,18 @@ use lathe_kernels::elementwise::{Binary, Unary};
 use lathe_numerics::DType;
 use lathe_plan::schema::{Layout, Operand, Param};
 
-use super::{Selection, choice, float};
+use super::{Selection, choice, float, int};
 use crate::error::Result;
 
 /// A launch's kernel, inputs, outputs and parameters.
 pub(super) type Chosen = (&'static str, Vec<Operand>, Vec<Operand>, Vec<(String, Param)>);
+
+/// Parameters of a norm; a row that is one group needs no word about it.
+pub(super) fn norm_params(eps: f32, groups: usize) -> Vec<(String, Param)> {
+    let mut params = vec![float("eps", eps)];
+    params.extend((groups != 1).then(|| int("groups", groups)));
+    params
+}
 
 impl Selection<'_> {
     pub(super) fn unary(&mut self, id: NodeId, function: Unary) -> Result<Chosen> {

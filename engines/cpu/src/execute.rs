@@ -433,9 +433,8 @@ pub fn scratch_len(path: IsaPath, bound: &Bound, max_tokens: usize, max_rows: us
         Call::Attention { heads, .. } => {
             lathe_kernels::attention::max_scratch_len(heads.heads, heads.kv_heads, heads.head_dim)
         }
-        Call::RopeAppend { heads: Heads { head_dim, .. }, .. } | Call::Rope { head_dim, .. } => {
-            rope_append::max_scratch_len(head_dim)
-        }
+        Call::RopeAppend { norm: Some(_), heads: Heads { head_dim, .. }, .. }
+        | Call::Rope { head_dim, .. } => rope_append::max_scratch_len(head_dim),
         _ => 0,
     };
     bound.calls.iter().map(|(_, call)| need(call)).max().unwrap_or(0)
