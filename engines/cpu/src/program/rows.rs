@@ -2,7 +2,7 @@
 
 use lathe_kernels::elementwise::{Binary, Unary};
 use lathe_numerics::DType;
-use lathe_plan::schema::{Layout, Param, Place};
+use lathe_plan::schema::{Layout, Place};
 
 use super::{Binder, Call, Region, Result, Rows, WeightRef};
 
@@ -122,12 +122,5 @@ impl Binder<'_> {
             &format!("input {i} is no vector of {dtype} or f32"),
         )?;
         Ok(weight)
-    }
-
-    fn name(&self, name: &str) -> Result<&str> {
-        match self.param(name)? {
-            Param::Name(value) => Ok(value),
-            _ => self.refuse(format!("parameter {name} is no name")),
-        }
     }
 }
