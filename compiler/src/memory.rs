@@ -4,7 +4,7 @@
 //! Offsets are found greedily, largest buffer first (Pisarchyk and Lee 2020, arXiv 2001.03288): within a few percent of
 //! the lower bound on decoder graphs, and a pure function of the program.
 
-use lathe_kernels::{attention, gemm};
+use lathe_kernels::{attention, gemm, rope_append};
 use lathe_plan::schema::{Launch, Operand, Place, Program};
 
 use crate::error::{CompileError, Result};
@@ -61,6 +61,9 @@ pub fn scratch_bytes(program: &Program) -> u64 {
             ("attention", _) => {
                 let size = |name| launch.int(name).unwrap_or(0) as usize;
                 attention::max_scratch_len(size("heads"), size("kv_heads"), size("head_dim"))
+            }
+            ("rope_append" | "rope", _) => {
+                rope_append::max_scratch_len(launch.int("head_dim").unwrap_or(0) as usize)
             }
             _ => 0,
         });

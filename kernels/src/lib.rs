@@ -14,10 +14,12 @@ mod view;
 pub mod attention;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod elementwise;
 pub mod embedding;
 pub mod gather_rows;
 pub mod gemm;
 pub mod glu;
+pub mod layer_norm;
 pub mod paged;
 pub mod rms_norm;
 pub mod rope_append;

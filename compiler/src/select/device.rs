@@ -4,13 +4,18 @@ use lathe_device::{DeviceLaunch, Symbol};
 use lathe_ir::entity::NodeId;
 use lathe_ir::ops::Op;
 use lathe_kernels::cuda::{Cost, Launches, Source, Stage};
+use lathe_kernels::elementwise::{Binary, Unary};
 use lathe_kernels::gemm::Epilogue;
 use lathe_kernels::gemm::cuda::{Fused, Tail, fused_launches};
-use lathe_kernels::{KernelError, attention, embedding, gather_rows, gemm, rms_norm, rope_append, sampling};
+use lathe_kernels::{
+    KernelError, attention, elementwise, embedding, gather_rows, gemm, layer_norm, rms_norm, rope_append,
+    sampling,
+};
 use lathe_numerics::DType;
 use lathe_plan::schema::{Buffer, CacheKind, Expr, Layout, Operand, Place, Target};
 
 use super::Selection;
+use super::rope::norm_over;
 use crate::error::{CompileError, Result};
 
 /// One kernel of a module and the work of one of its launches.
@@ -70,7 +75,8 @@ impl Selection<'_> {
         if *self.target == Target::Cpu {
             return Ok(vec![]);
         }
-        let rows = outputs.first().and_then(|o| symbol_of(&o.rows));
+        // An append has no result.
+        let rows = outputs.first().or(inputs.first()).and_then(|o| symbol_of(&o.rows));
         let rows = rows.ok_or_else(|| self.unsupported(id, "its rows are no plain symbol"))?;
         let Launches { stages, workspaces } =
             self.plan(id, rows, inputs, outputs).map_err(|e| self.unsupported(id, e.to_string()))?;
@@ -118,7 +124,8 @@ impl Selection<'_> {
         outputs: &[Operand],
     ) -> Result<Launches, KernelError> {
         let most = |symbol: Symbol| self.symbols[symbol as usize].max as usize;
-        let (x, out) = (&inputs[0], &outputs[0]);
+        let x = &inputs[0];
+        let out = outputs.first().unwrap_or(x);
         let gemm = |epilogue: Epilogue, n: usize, bias: bool| gemm::cuda::Problem {
             m,
             max_m: most(m) as u32,
@@ -135,6 +142,7 @@ impl Selection<'_> {
                 kv_heads,
                 head_dim,
                 rotary_dim: rotation[1].cols as usize,
+                norm: None,
                 dtype: out.dtype,
                 kv_dtype: rotation[2].dtype,
                 block: self.block(),
@@ -154,16 +162,19 @@ impl Selection<'_> {
                     },
                 })
             }
-            Op::RmsNorm(op) => {
-                let problem =
-                    rms_norm::cuda::NormProblem { m, h: x.cols as usize, dtype: x.dtype, eps: op.eps };
-                rms_norm::cuda::launches(&problem)
+            Op::Cast(_) => unary(x, out, m, Unary::Cast),
+            Op::Scale(op) => unary(x, out, m, Unary::Scale(op.factor)),
+            Op::Softcap(op) => unary(x, out, m, Unary::Softcap(op.cap)),
+            Op::Activate(op) => unary(x, out, m, Unary::Activation(op.act)),
+            Op::SliceCols(_) => unary(x, out, m, Unary::Cast),
+            Op::Add(_) => binary(x, &inputs[1], out, m, Binary::Add),
+            Op::Mul(_) => binary(x, &inputs[1], out, m, Binary::Mul),
+            Op::RmsNorm(op) => rms_norm::cuda::launches(&norm(x, &inputs[1], m, op.groups, op.eps)),
+            Op::LayerNorm(op) => {
+                let problem = norm(x, &inputs[1], m, op.groups, op.eps);
+                layer_norm::cuda::launches(&problem, inputs.len() > 2)
             }
-            Op::AddRmsNorm(op) => {
-                let problem =
-                    rms_norm::cuda::NormProblem { m, h: x.cols as usize, dtype: out.dtype, eps: op.eps };
-                rms_norm::cuda::add_launches(&problem)
-            }
+            Op::AddRmsNorm(op) => rms_norm::cuda::add_launches(&norm(out, &inputs[2], m, 1, op.eps)),
             Op::Linear(_) => {
                 gemm::cuda::launches(&gemm(Epilogue::Store, out.cols as usize, inputs.len() > 2))
             }
@@ -190,7 +201,37 @@ impl Selection<'_> {
                 fused_launches(&problem, &Fused { norm: Some(op.eps), tail })
             }
             Op::RopeAppend(op) => {
-                rope_append::cuda::launches(&rope(op.heads, op.kv_heads, op.head_dim, &inputs[1..]))
+                let cache = inputs.len() - 1 - op.n_norms();
+                rope_append::cuda::launches(&rope_append::cuda::Problem {
+                    heads: op.heads,
+                    kv_heads: op.kv_heads,
+                    head_dim: op.head_dim,
+                    rotary_dim: if cache > 2 { inputs[2].cols as usize } else { 0 },
+                    norm: norm_over(op.qk_norm).map(|over| (over, op.eps)),
+                    dtype: out.dtype,
+                    kv_dtype: inputs[cache].dtype,
+                    block: self.block(),
+                    block_bytes: self.block_bytes(),
+                })
+            }
+            Op::Rope(op) => rope_append::cuda::rope_launches(&rope_append::cuda::RopeProblem {
+                heads: op.heads,
+                head_dim: op.head_dim,
+                rotary_dim: op.rotary_dim,
+                dtype: x.dtype,
+                out: out.dtype,
+            }),
+            Op::KvAppend(op) => {
+                let (kv_heads, head_dim) = self.cached(op.layer);
+                rope_append::cuda::kv_append_launches(&rope_append::cuda::KvAppendProblem {
+                    kv_heads,
+                    head_dim,
+                    k: x.dtype,
+                    v: inputs[1].dtype,
+                    kv_dtype: inputs[2].dtype,
+                    block: self.block(),
+                    block_bytes: self.block_bytes(),
+                })
             }
             Op::Attention(op) => attention::cuda::launches(&attention::cuda::Problem {
                 heads: op.heads,
@@ -228,6 +269,47 @@ impl Selection<'_> {
 
     fn block_bytes(&self) -> u64 {
         self.cache_groups.first().map_or(0, |g| g.bytes_per_block)
+    }
+}
+
+fn unary(x: &Operand, out: &Operand, m: Symbol, function: Unary) -> Result<Launches, KernelError> {
+    elementwise::cuda::unary_launches(&elementwise::cuda::UnaryProblem {
+        function,
+        m,
+        cols: x.cols as usize,
+        stride: x.row_stride as usize,
+        start: x.col_offset as usize,
+        dtype: x.dtype,
+        out: out.dtype,
+    })
+}
+
+fn binary(
+    a: &Operand,
+    b: &Operand,
+    out: &Operand,
+    m: Symbol,
+    function: Binary,
+) -> Result<Launches, KernelError> {
+    elementwise::cuda::binary_launches(&elementwise::cuda::BinaryProblem {
+        function,
+        m,
+        cols: out.cols as usize,
+        a: a.dtype,
+        b: b.dtype,
+        out: out.dtype,
+    })
+}
+
+fn norm(x: &Operand, weight: &Operand, m: Symbol, groups: usize, eps: f32) -> rms_norm::cuda::NormProblem {
+    rms_norm::cuda::NormProblem {
+        m,
+        h: x.cols as usize,
+        groups,
+        dtype: x.dtype,
+        weight: weight.dtype,
+        weight_len: weight.rows.constant as usize,
+        eps,
     }
 }
 

@@ -5,14 +5,17 @@
 //! and the device sources it needs. An op without a kernel is a typed error that names the node.
 
 mod device;
+mod rope;
+mod rows;
 mod weights;
 
 use std::collections::HashMap;
 
 use lathe_ir::entity::{Id, NodeId, ValueId};
 use lathe_ir::facts::Dim;
-use lathe_ir::ops::{Attention, Op, QkNorm};
+use lathe_ir::ops::{Attention, Op};
 use lathe_ir::{Facts, Graph};
+use lathe_kernels::elementwise::{Binary, Unary};
 use lathe_kernels::paged::KvLayout;
 use lathe_numerics::DType;
 use lathe_numerics::contract::PANEL;
@@ -24,6 +27,7 @@ use lathe_plan::schema::{
 
 use crate::error::{CompileError, Result};
 pub use device::{DeviceCode, KernelUse};
+use rows::norm_params;
 pub use weights::{WeightTable, WeightUse};
 
 /// Positions per KV block: long enough that a block's tiles are whole cache lines, short enough that the last block of
@@ -139,22 +143,31 @@ impl<'a> Selection<'a> {
                 let packed = self.is_projection(value(1));
                 let layout =
                     if packed { self.projection_layout(self.dtype(value(1))) } else { Layout::RowMajor };
-                let inputs =
-                    vec![self.input(id, value(0), Input::Tokens)?, self.weight(id, value(1), layout, None)?];
+                let learned = self.graph.value_name(value(0)) == "positions";
+                let ids = if learned { Input::Positions } else { Input::Tokens };
+                let inputs = vec![self.input(id, value(0), ids)?, self.weight(id, value(1), layout, None)?];
                 ("embedding", inputs, vec![self.write(node.outputs[0])?], vec![])
             }
+            Op::Cast(_) => self.unary(id, Unary::Cast)?,
+            Op::Scale(op) => self.unary(id, Unary::Scale(op.factor))?,
+            Op::Softcap(op) => self.unary(id, Unary::Softcap(op.cap))?,
+            Op::Activate(op) => self.unary(id, Unary::Activation(op.act))?,
+            // A cast of some columns to their own type.
+            Op::SliceCols(_) => self.unary(id, Unary::Cast)?,
+            Op::Add(_) => self.binary(id, Binary::Add)?,
+            Op::Mul(_) => self.binary(id, Binary::Mul)?,
             Op::RmsNorm(op) => {
-                if op.groups != 1 {
-                    return Err(self.unsupported(id, "norms by groups have no kernel"));
-                }
-                let norm = self.weight(id, value(1), Layout::RowMajor, self.dtype(value(0)))?;
-                let inputs = vec![self.read(value(0))?, norm];
-                ("rms_norm", inputs, vec![self.write(node.outputs[0])?], vec![float("eps", op.eps)])
+                let inputs = self.norm(id)?;
+                ("rms_norm", inputs, vec![self.write(node.outputs[0])?], norm_params(op.eps, op.groups))
+            }
+            Op::LayerNorm(op) => {
+                let inputs = self.norm(id)?;
+                ("layer_norm", inputs, vec![self.write(node.outputs[0])?], norm_params(op.eps, op.groups))
             }
             Op::AddRmsNorm(op) => {
                 self.expect_dtype(id, value(0), DType::F32)?;
-                let norm = self.weight(id, value(2), Layout::RowMajor, self.dtype(value(1)))?;
-                let inputs = vec![self.read(value(0))?, self.read(value(1))?, norm];
+                let norm = self.norm_weights(id, &[value(2)], value(1))?;
+                let inputs = [vec![self.read(value(0))?, self.read(value(1))?], norm].concat();
                 let outputs = vec![self.write(node.outputs[0])?, self.write(node.outputs[1])?];
                 ("add_rms_norm", inputs, outputs, vec![float("eps", op.eps)])
             }
@@ -175,19 +188,9 @@ impl<'a> Selection<'a> {
                     vec![choice("act", op.act.name()), int("cols", op.cols), choice("epilogue", "glu")];
                 ("gemm", inputs, vec![self.write(node.outputs[0])?], params)
             }
-            Op::RopeAppend(op) => {
-                self.expect_dtype(id, value(0), DType::F32)?;
-                if op.qk_norm != QkNorm::None || node.inputs.len() != 4 {
-                    return Err(
-                        self.unsupported(id, "norms of query and key, or no rotation, have no kernel")
-                    );
-                }
-                let mut inputs = vec![self.read(value(0))?];
-                inputs.extend(self.rotation(id, &node.inputs[1..], op.layer)?);
-                let params =
-                    vec![int("head_dim", op.head_dim), int("heads", op.heads), int("kv_heads", op.kv_heads)];
-                ("rope_append", inputs, vec![self.write(node.outputs[0])?], params)
-            }
+            Op::RopeAppend(op) => self.rope_append(id, op)?,
+            Op::Rope(op) => self.rope(id, op)?,
+            Op::KvAppend(op) => self.kv_append(id, op)?,
             Op::LinearAdd(_) if self.on_device() => {
                 let mut inputs = self.weights_behind(id, &[self.read(value(0))?], &node.inputs[2..])?;
                 inputs.push(self.read(value(1))?);

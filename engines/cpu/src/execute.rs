@@ -4,17 +4,19 @@ use std::time::Instant;
 
 use lathe_api::EngineError;
 use lathe_kernels::attention::{Attention, AttentionArgs};
+use lathe_kernels::elementwise::{BinaryArgs, Elementwise, UnaryArgs};
 use lathe_kernels::embedding::{Embedding, EmbeddingArgs, TableLayout};
 use lathe_kernels::gather_rows::{GatherRows, GatherRowsArgs};
 use lathe_kernels::gemm::{Epilogue, Gemm, GemmArgs};
+use lathe_kernels::layer_norm::{LayerNorm, LayerNormArgs};
 use lathe_kernels::paged::{Batch, KvCache, KvLayout};
 use lathe_kernels::rms_norm::{AddRmsNorm, AddRmsNormArgs, RmsNorm, RmsNormArgs};
-use lathe_kernels::rope_append::{RopeAppend, RopeAppendArgs};
+use lathe_kernels::rope_append::{self, KvAppend, KvAppendArgs, Rope, RopeAppend, RopeAppendArgs, RopeArgs};
 use lathe_kernels::{Dst, IsaPath, Kernel, KernelError, Src};
 use lathe_plan::Plan;
 
 use crate::pool::Pool;
-use crate::program::{Bound, Call, Heads, Region, Rows, WeightRef};
+use crate::program::{Bound, Call, Heads, Ids, QkNorm, Region, Rows, View, WeightRef};
 use crate::region::Memory;
 
 /// Target of the trace event of every kernel call, with fields `kernel`, `node` and `nanos`; costs nothing unless a
@@ -106,6 +108,16 @@ impl Machine<'_> {
         }
     }
 
+    /// A view's rows of this step, for reading.
+    fn view(&self, view: View, rows: usize) -> Result<Src<'_>, KernelError> {
+        let elements = if rows == 0 { 0 } else { (rows - 1) * view.stride + view.cols };
+        // SAFETY: as in `src`; the last row ends with the view's columns, within the buffer.
+        unsafe {
+            let at = self.arena.ptr().add(view.offset);
+            Src::raw(view.dtype, at, elements * view.dtype.size())
+        }
+    }
+
     /// A region's rows of this step, for writing.
     fn dst(&self, region: Region, rows: usize) -> Result<Dst<'_>, KernelError> {
         // SAFETY: as in `src`; workers write disjoint units.
@@ -169,13 +181,17 @@ impl Machine<'_> {
     ) -> Result<(), KernelError> {
         let path = self.path;
         match *call {
-            Call::Embedding { table, out } => {
+            Call::Embedding { ids, table, out } => {
+                let ids = match ids {
+                    Ids::Tokens => step.ids,
+                    Ids::Positions => step.positions,
+                };
                 let layout = if table.panels { TableLayout::Panel16 } else { TableLayout::RowMajor };
                 self.launch(
                     pool,
                     &Embedding::new(EmbeddingArgs {
                         path,
-                        ids: step.ids,
+                        ids,
                         table: self.weight(table)?,
                         layout,
                         vocab: table.n,
@@ -184,7 +200,36 @@ impl Machine<'_> {
                     })?,
                 );
             }
-            Call::RmsNorm { x, weight, out, eps } => {
+            Call::Unary { function, x, out } => {
+                let rows = self.rows(step, x.rows);
+                self.launch(
+                    pool,
+                    &Elementwise::unary(UnaryArgs {
+                        path,
+                        function,
+                        x: self.view(x, rows)?,
+                        x_stride: x.stride,
+                        out: self.dst(out, rows)?,
+                        rows,
+                        cols: x.cols,
+                    })?,
+                );
+            }
+            Call::Binary { function, a, b, out } => {
+                let rows = self.rows(step, a.rows);
+                self.launch(
+                    pool,
+                    &Elementwise::binary(BinaryArgs {
+                        path,
+                        function,
+                        a: self.src(a, rows)?,
+                        b: self.src(b, rows)?,
+                        out: self.dst(out, rows)?,
+                        len: rows * out.cols,
+                    })?,
+                );
+            }
+            Call::RmsNorm { x, norm, out } => {
                 let rows = self.rows(step, x.rows);
                 self.launch(
                     pool,
@@ -192,12 +237,30 @@ impl Machine<'_> {
                         path,
                         x: self.src(x, rows)?,
                         x_stride: x.cols,
-                        weight: self.weight(weight)?,
-                        eps,
+                        weight: self.weight(norm.weight)?,
+                        eps: norm.eps,
                         out: self.dst(out, rows)?,
                         out_stride: out.cols,
                         rows,
                         h: x.cols,
+                        groups: norm.groups,
+                    })?,
+                );
+            }
+            Call::LayerNorm { x, norm, bias, out } => {
+                let rows = self.rows(step, x.rows);
+                self.launch(
+                    pool,
+                    &LayerNorm::new(LayerNormArgs {
+                        path,
+                        x: self.src(x, rows)?,
+                        weight: self.weight(norm.weight)?,
+                        bias: bias.map(|b| self.weight(b)).transpose()?,
+                        eps: norm.eps,
+                        out: self.dst(out, rows)?,
+                        rows,
+                        h: x.cols,
+                        groups: norm.groups,
                     })?,
                 );
             }
@@ -254,8 +317,15 @@ impl Machine<'_> {
                     })?,
                 );
             }
-            Call::RopeAppend { qkv, table, q, heads } => {
+            Call::RopeAppend { qkv, table, norm, q, heads } => {
                 let rows = step.ids.len();
+                let (max_pos, rotary_dim) = table.map_or((0, 0), |t| (t.n, t.k));
+                let norm = match norm {
+                    None => None,
+                    Some(QkNorm { over, q, k, eps }) => {
+                        Some(rope_append::QkNorm { over, q: self.weight(q)?, k: self.weight(k)?, eps })
+                    }
+                };
                 self.launch(
                     pool,
                     &RopeAppend::new(RopeAppendArgs {
@@ -263,11 +333,43 @@ impl Machine<'_> {
                         qkv: self.src(qkv, rows)?,
                         qkv_stride: qkv.cols,
                         positions: step.positions,
+                        norm,
+                        table: table.map_or(Ok((&[] as &[f32]).into()), |t| self.weight(t))?,
+                        max_pos,
+                        rotary_dim,
+                        heads: heads.heads,
+                        q_out: self.dst(q, rows)?,
+                        cache: self.cache(bound, heads)?,
+                        batch: step.batch,
+                    })?,
+                );
+            }
+            Call::Rope { x, table, out, heads, head_dim } => {
+                let rows = step.ids.len();
+                self.launch(
+                    pool,
+                    &Rope::new(RopeArgs {
+                        path,
+                        x: self.src(x, rows)?,
+                        positions: step.positions,
                         table: self.weight(table)?,
                         max_pos: table.n,
                         rotary_dim: table.k,
-                        heads: heads.heads,
-                        q_out: self.dst(q, rows)?,
+                        heads,
+                        head_dim,
+                        out: self.dst(out, rows)?,
+                        rows,
+                    })?,
+                );
+            }
+            Call::KvAppend { k, v, heads } => {
+                let rows = step.ids.len();
+                self.launch(
+                    pool,
+                    &KvAppend::new(KvAppendArgs {
+                        path,
+                        k: self.src(k, rows)?,
+                        v: self.src(v, rows)?,
                         cache: self.cache(bound, heads)?,
                         batch: step.batch,
                     })?,
@@ -331,6 +433,8 @@ pub fn scratch_len(path: IsaPath, bound: &Bound, max_tokens: usize, max_rows: us
         Call::Attention { heads, .. } => {
             lathe_kernels::attention::max_scratch_len(heads.heads, heads.kv_heads, heads.head_dim)
         }
+        Call::RopeAppend { norm: Some(_), heads: Heads { head_dim, .. }, .. }
+        | Call::Rope { head_dim, .. } => rope_append::max_scratch_len(head_dim),
         _ => 0,
     };
     bound.calls.iter().map(|(_, call)| need(call)).max().unwrap_or(0)

@@ -1,9 +1,16 @@
 //! From a plan's launches to typed calls: every rule of LAUNCHES.md is checked here, once, before the first step.
 
 use lathe_api::EngineError;
+use lathe_kernels::elementwise::{Binary, Unary};
 use lathe_kernels::gemm::Epilogue;
 use lathe_numerics::{Activation, DType};
 use lathe_plan::schema::{CacheKind, Expr, Input, Launch, Layout, Operand, Param, Place, Program, Weight};
+
+mod rope;
+mod rows;
+
+pub use rope::QkNorm;
+pub use rows::{Norm, View};
 
 /// Rows of an operand in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +71,29 @@ pub struct Score {
     pub softcap: Option<f32>,
 }
 
+/// What a look-up takes for ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ids {
+    /// Token ids.
+    Tokens,
+    /// Positions, of learned position embeddings.
+    Positions,
+}
+
 /// One kernel call with all that is fixed at load.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Call {
-    Embedding { table: WeightRef, out: Region },
-    RmsNorm { x: Region, weight: WeightRef, out: Region, eps: f32 },
+    Embedding { ids: Ids, table: WeightRef, out: Region },
+    Unary { function: Unary, x: View, out: Region },
+    Binary { function: Binary, a: Region, b: Region, out: Region },
+    RmsNorm { x: Region, norm: Norm, out: Region },
+    LayerNorm { x: Region, norm: Norm, bias: Option<WeightRef>, out: Region },
     AddRmsNorm { delta: Region, residual: Region, weight: WeightRef, sum: Region, out: Region, eps: f32 },
     Gemm { x: Region, weight: WeightRef, bias: Option<WeightRef>, out: Region, epilogue: Epilogue },
-    RopeAppend { qkv: Region, table: WeightRef, q: Region, heads: Heads },
+    RopeAppend { qkv: Region, table: Option<WeightRef>, norm: Option<QkNorm>, q: Region, heads: Heads },
+    Rope { x: Region, table: WeightRef, out: Region, heads: usize, head_dim: usize },
+    KvAppend { k: Region, v: Region, heads: Heads },
     Attention { q: Region, out: Region, heads: Heads, score: Score, sinks: Option<WeightRef> },
     GatherRows { x: Region, out: Region },
 }
@@ -82,10 +103,15 @@ impl Call {
     pub fn kernel(&self) -> &'static str {
         match self {
             Call::Embedding { .. } => "embedding",
+            Call::Unary { .. } => "unary",
+            Call::Binary { .. } => "binary",
             Call::RmsNorm { .. } => "rms_norm",
+            Call::LayerNorm { .. } => "layer_norm",
             Call::AddRmsNorm { .. } => "add_rms_norm",
             Call::Gemm { .. } => "gemm",
             Call::RopeAppend { .. } => "rope_append",
+            Call::Rope { .. } => "rope",
+            Call::KvAppend { .. } => "kv_append",
             Call::Attention { .. } => "attention",
             Call::GatherRows { .. } => "gather_rows",
         }
@@ -270,6 +296,17 @@ impl<'a> Binder<'a> {
 
     fn heads(&self, cache_input: usize) -> Result<Heads> {
         let (heads, kv_heads, head_dim) = (self.int("heads")?, self.int("kv_heads")?, self.int("head_dim")?);
+        self.cached_heads(cache_input, heads, kv_heads, head_dim)
+    }
+
+    /// Heads of these counts and size over the cache layer that an input names.
+    fn cached_heads(
+        &self,
+        cache_input: usize,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Result<Heads> {
         self.require(heads.is_multiple_of(kv_heads), "heads are no multiple of kv_heads")?;
         self.require(head_dim.is_multiple_of(2), "head_dim is odd")?;
         self.require(
@@ -307,30 +344,27 @@ impl<'a> Binder<'a> {
         match self.launch.kernel.as_str() {
             "embedding" => {
                 self.arity(2..=2, 1, &[])?;
-                self.step_input(0, Input::Tokens)?;
                 let table = self.weight(1, &[Layout::RowMajor, Layout::Panel16])?;
+                let ids = match self.launch.inputs[0].place {
+                    Place::Input(Input::Tokens) => Ids::Tokens,
+                    Place::Input(Input::Positions) => Ids::Positions,
+                    _ => return self.refuse("input 0 is neither Tokens nor Positions"),
+                };
+                self.require(
+                    ids == Ids::Tokens || table.n >= self.max_seq_len,
+                    "table does not cover max_seq_len positions",
+                )?;
                 let out = self.output(0)?;
                 self.require(
                     out.rows == Rows::Tokens && out.cols == table.k && out.dtype == table.dtype,
                     "output does not match the table",
                 )?;
-                Ok(Call::Embedding { table, out })
+                Ok(Call::Embedding { ids, table, out })
             }
-            "rms_norm" => {
-                self.arity(2..=2, 1, &["eps"])?;
-                let (x, out) = (self.input(0)?, self.output(0)?);
-                self.same_rows(&[x, out])?;
-                self.require(
-                    x.cols == out.cols && x.dtype == out.dtype && x.dtype.is_float(),
-                    "shapes differ",
-                )?;
-                Ok(Call::RmsNorm {
-                    x,
-                    weight: self.vector(1, x.dtype, x.cols)?,
-                    out,
-                    eps: self.float("eps")?,
-                })
-            }
+            "unary" => self.unary(),
+            "binary" => self.binary(),
+            "rms_norm" => self.rms_norm(),
+            "layer_norm" => self.layer_norm(),
             "add_rms_norm" => {
                 self.arity(3..=3, 2, &["eps"])?;
                 let (delta, residual) = (self.input(0)?, self.input(1)?);
@@ -345,7 +379,8 @@ impl<'a> Binder<'a> {
                         && out.dtype == residual.dtype,
                     "dtypes differ",
                 )?;
-                let weight = self.vector(2, residual.dtype, residual.cols)?;
+                let weight = self.norm_weight(2, residual.dtype)?;
+                self.require(weight.n == residual.cols, "the norm's weight is not as long as a row")?;
                 Ok(Call::AddRmsNorm { delta, residual, weight, sum, out, eps: self.float("eps")? })
             }
             "gemm" => {
@@ -382,29 +417,9 @@ impl<'a> Binder<'a> {
                 };
                 Ok(Call::Gemm { x, weight, bias, out, epilogue })
             }
-            "rope_append" => {
-                self.arity(4..=4, 1, &["heads", "kv_heads", "head_dim"])?;
-                self.step_input(1, Input::Positions)?;
-                let (qkv, q, heads) = (self.input(0)?, self.output(0)?, self.heads(3)?);
-                let table = self.weight(2, &[Layout::RowMajor])?;
-                self.require(
-                    table.dtype == DType::F32
-                        && table.n >= self.max_seq_len
-                        && table.k.is_multiple_of(2)
-                        && table.k <= heads.head_dim,
-                    "table does not cover max_seq_len positions or head_dim",
-                )?;
-                self.require(
-                    qkv.dtype == DType::F32
-                        && q.dtype.is_float()
-                        && qkv.rows == Rows::Tokens
-                        && q.rows == Rows::Tokens
-                        && qkv.cols == (heads.heads + 2 * heads.kv_heads) * heads.head_dim
-                        && q.cols == heads.heads * heads.head_dim,
-                    "operands do not match the heads",
-                )?;
-                Ok(Call::RopeAppend { qkv, table, q, heads })
-            }
+            "rope_append" => self.rope_append(),
+            "rope" => self.rope(),
+            "kv_append" => self.kv_append(),
             "attention" => {
                 let params = ["heads", "kv_heads", "head_dim", "scale", "softcap", "window"];
                 self.arity(2..=3, 1, &params)?;
@@ -471,7 +486,7 @@ pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_siz
     for (at, launch) in program.launches.iter().enumerate() {
         let binder = Binder { program, weights, max_seq_len, launch, at };
         let call = binder.call()?;
-        if let Call::Embedding { table, .. } = call {
+        if let Call::Embedding { ids: Ids::Tokens, table, .. } = call {
             n_embeddings = n_embeddings.min(table.n);
         }
         calls.push((launch.node.clone(), call));

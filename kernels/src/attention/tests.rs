@@ -154,6 +154,7 @@ fn step(
         qkv: qkv.as_slice().into(),
         qkv_stride: qn + 2 * kn,
         positions: &positions,
+        norm: None,
         table: (&[] as &[f32]).into(),
         max_pos: 1,
         rotary_dim: 0,

@@ -184,6 +184,14 @@ __device__ __forceinline__ float gelu_tanh_portable(float x) {
     float u = mul(0.7978846f, add(x, mul(0.044715f, mul(mul(x, x), x))));
     return __fdiv_rn(x, add(1.0f, exp_portable(-add(u, u))));
 }
+__device__ __forceinline__ float tanh_portable(float x) {
+    float e = exp_portable(mul(-2.0f, fabsf(x)));
+    float y = __fdiv_rn(add(1.0f, -e), add(1.0f, e));
+    return x < 0.0f ? -y : y;
+}
+__device__ __forceinline__ float softcap_portable(float x, float cap) {
+    return mul(cap, tanh_portable(__fdiv_rn(x, cap)));
+}
 
 // Programmatic dependent launch: nothing that the launch before writes may be touched before the wait. Weights may.
 __device__ __forceinline__ void wait_for_previous() {

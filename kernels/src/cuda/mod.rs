@@ -14,6 +14,8 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("step.cuh", include_str!("step.cuh")),
     ("gemm.cuh", include_str!("../gemm/cuda/gemm.cuh")),
     ("rms_norm.cuh", include_str!("../rms_norm/cuda/rms_norm.cuh")),
+    ("row.cuh", include_str!("../rms_norm/cuda/row.cuh")),
+    ("rotate.cuh", include_str!("../rope_append/cuda/rotate.cuh")),
     ("rope_append.cuh", include_str!("../rope_append/cuda/rope_append.cuh")),
 ];
 

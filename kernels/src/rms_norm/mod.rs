@@ -1,11 +1,12 @@
-//! `y = x / sqrt(mean(x^2) + eps) * w` per row, alone or after a residual add.
+//! `y = x / sqrt(mean(x^2) + eps) * w` per row, or per group of columns of a row; per row also after a residual add.
 //!
-//! Order: element i of a row goes to lane i % 16 of the sum of squares, lanes are added by `tree16`; then one
+//! Order: element i of a row (of a group) goes to lane i % 16 of the sum of squares, lanes are added by `tree16`; then one
 //! reciprocal square root as `1 / sqrt(..)`, `(x * inv) * w` in f32, one rounding. With a residual, the sum is rounded
 //! to its dtype first and the norm is of the rounded sum. The same bits on every ISA.
 
 use std::ops::Range;
 
+use lathe_numerics::DType;
 use lathe_numerics::contract::{TREE_LANES, tree16};
 
 use crate::convert::Element;
@@ -19,7 +20,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-/// Operands of an [`RmsNorm`]; every buffer but `delta` has one dtype.
+/// Operands of an [`RmsNorm`].
 pub struct RmsNormArgs<'a> {
     /// Instruction set.
     pub path: IsaPath,
@@ -27,11 +28,11 @@ pub struct RmsNormArgs<'a> {
     pub x: Src<'a>,
     /// Elements between rows of x.
     pub x_stride: usize,
-    /// `[h]`.
+    /// `[h]`, or `[h / groups]` for all groups; x's dtype or f32.
     pub weight: Src<'a>,
     /// Added to the mean square.
     pub eps: f32,
-    /// `[rows, h]`.
+    /// `[rows, h]`, x's dtype.
     pub out: Dst<'a>,
     /// Elements between rows of out.
     pub out_stride: usize,
@@ -39,6 +40,8 @@ pub struct RmsNormArgs<'a> {
     pub rows: usize,
     /// Columns.
     pub h: usize,
+    /// Parts of a row that are normalised apart, all of one size.
+    pub groups: usize,
 }
 
 /// A checked RMS norm; a unit is a row.
@@ -52,10 +55,10 @@ impl<'a> RmsNorm<'a> {
     pub fn new(a: RmsNormArgs<'a>) -> Result<Self, KernelError> {
         const NAME: &str = "rms_norm";
         float(NAME, a.x.dtype())?;
-        same(NAME, "weight dtype", a.x.dtype(), a.weight.dtype())?;
+        norm_weight(NAME, a.x.dtype(), a.weight.dtype())?;
         same(NAME, "out dtype", a.x.dtype(), a.out.dtype())?;
-        at_least(NAME, "h", 1, a.h)?;
-        at_least(NAME, "weight elements", a.h, a.weight.len())?;
+        let n = group_len(NAME, a.h, a.groups)?;
+        at_least(NAME, "weight elements", n, a.weight.len())?;
         at_least(NAME, "x elements", span(NAME, "x stride", a.rows, a.h, a.x_stride)?, a.x.len())?;
         at_least(NAME, "out elements", span(NAME, "out stride", a.rows, a.h, a.out_stride)?, a.out.len())?;
         Ok(RmsNorm(a))
@@ -70,17 +73,21 @@ impl Kernel for RmsNorm<'_> {
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         let a = &self.0;
         assert!(units.end <= a.rows);
-        with_float!(a.x.dtype(), T => a.path.run(#[inline(always)] || for r in units {
-            // SAFETY: rows were checked when built; the unit owns its output row.
-            let (x, w, out) = unsafe {
-                (
-                    a.x.slice::<T>(r * a.x_stride, a.h),
-                    a.weight.slice::<T>(0, a.h),
-                    a.out.slice::<T>(r * a.out_stride, a.h),
-                )
-            };
-            norm_row(x, w, a.eps, out);
-        }));
+        let n = a.h / a.groups;
+        let own = usize::from(a.weight.len() >= a.h);
+        with_float!(a.x.dtype(), T => with_weight!(a.weight.dtype(), T, W => a.path.run(#[inline(always)] || for r in units {
+            for g in 0..a.groups {
+                // SAFETY: rows were checked when built; the unit owns its output row.
+                let (x, w, out) = unsafe {
+                    (
+                        a.x.slice::<T>(r * a.x_stride + g * n, n),
+                        a.weight.slice::<W>(own * g * n, n),
+                        a.out.slice::<T>(r * a.out_stride + g * n, n),
+                    )
+                };
+                norm_row(x, w, a.eps, out);
+            }
+        })));
     }
 }
 
@@ -94,7 +101,7 @@ pub struct AddRmsNormArgs<'a> {
     pub delta_stride: usize,
     /// `[rows, h]`, read and written, row r at `r * h`.
     pub residual: Dst<'a>,
-    /// `[h]`, the residual's dtype.
+    /// `[h]`, the residual's dtype or f32.
     pub weight: Src<'a>,
     /// Added to the mean square.
     pub eps: f32,
@@ -118,8 +125,8 @@ impl<'a> AddRmsNorm<'a> {
         const NAME: &str = "add_rms_norm";
         let dtype = a.residual.dtype();
         float(NAME, dtype)?;
-        same(NAME, "delta dtype", lathe_numerics::DType::F32, a.delta.dtype())?;
-        same(NAME, "weight dtype", dtype, a.weight.dtype())?;
+        same(NAME, "delta dtype", DType::F32, a.delta.dtype())?;
+        norm_weight(NAME, dtype, a.weight.dtype())?;
         same(NAME, "out dtype", dtype, a.out.dtype())?;
         at_least(NAME, "h", 1, a.h)?;
         at_least(NAME, "weight elements", a.h, a.weight.len())?;
@@ -140,13 +147,13 @@ impl Kernel for AddRmsNorm<'_> {
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         let a = &self.0;
         assert!(units.end <= a.rows);
-        with_float!(a.residual.dtype(), T => a.path.run(#[inline(always)] || for r in units {
+        with_float!(a.residual.dtype(), T => with_weight!(a.weight.dtype(), T, W => a.path.run(#[inline(always)] || for r in units {
             // SAFETY: rows were checked when built; the unit owns its residual and output rows.
             let (delta, residual, w, out) = unsafe {
                 (
                     a.delta.slice::<f32>(r * a.delta_stride, a.h),
                     a.residual.slice::<T>(r * a.h, a.h),
-                    a.weight.slice::<T>(0, a.h),
+                    a.weight.slice::<W>(0, a.h),
                     a.out.slice::<T>(r * a.h, a.h),
                 )
             };
@@ -154,25 +161,63 @@ impl Kernel for AddRmsNorm<'_> {
                 *s = T::from_f32(s.to_f32() + d);
             }
             norm_row(residual, w, a.eps, out);
-        }));
+        })));
     }
 }
 
+/// Runs `$body` with `$w` bound to the Rust type of a norm's weights: the activations' `$t`, or f32.
+macro_rules! with_weight {
+    ($dtype:expr, $t:ident, $w:ident => $body:expr) => {
+        if $dtype == lathe_numerics::DType::F32 {
+            type $w = f32;
+            $body
+        } else {
+            type $w = $t;
+            $body
+        }
+    };
+}
+pub(crate) use with_weight;
+
+/// Refuses weights that are of neither the activations' type nor f32.
+pub(crate) fn norm_weight(kernel: &'static str, x: DType, weight: DType) -> Result<(), KernelError> {
+    if weight == DType::F32 { Ok(()) } else { same(kernel, "weight dtype", x, weight) }
+}
+
+/// Columns of one of `groups` parts of `h` columns.
+pub(crate) fn group_len(kernel: &'static str, h: usize, groups: usize) -> Result<usize, KernelError> {
+    at_least(kernel, "h", 1, h)?;
+    if groups > 0 && h.is_multiple_of(groups) {
+        return Ok(h / groups);
+    }
+    Err(KernelError::Unsupported { kernel, what: format!("{h} columns in {groups} groups of one size") })
+}
+
+/// The sum over a row of `f` of each element, by the contract's lanes and tree.
 #[inline(always)]
-fn norm_row<T: Element>(x: &[T], w: &[T], eps: f32, out: &mut [T]) {
+pub(crate) fn tree_sum<T: Element>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; TREE_LANES];
     let (chunks, tail) = x.as_chunks::<TREE_LANES>();
     for c in chunks {
         for l in 0..TREE_LANES {
-            let v = c[l].to_f32();
-            lanes[l] += v * v;
+            lanes[l] += f(c[l].to_f32());
         }
     }
     for (l, v) in lanes.iter_mut().zip(tail) {
-        let v = v.to_f32();
-        *l += v * v;
+        *l += f(v.to_f32());
     }
-    let inv = 1.0 / (tree16(&lanes) / x.len() as f32 + eps).sqrt();
+    tree16(&lanes)
+}
+
+/// What a row is multiplied by.
+#[inline(always)]
+pub(crate) fn inverse_rms<T: Element>(x: &[T], eps: f32) -> f32 {
+    1.0 / (tree_sum(x, |v| v * v) / x.len() as f32 + eps).sqrt()
+}
+
+#[inline(always)]
+fn norm_row<T: Element, W: Element>(x: &[T], w: &[W], eps: f32, out: &mut [T]) {
+    let inv = inverse_rms(x, eps);
     for (o, (x, w)) in out.iter_mut().zip(x.iter().zip(w)) {
         *o = T::from_f32((x.to_f32() * inv) * w.to_f32());
     }

@@ -10,6 +10,16 @@ const COLS: &[usize] = &[1, 5, 16, 17, 100, 256, 2048];
 const EPS: f32 = 1e-5;
 
 fn norm(path: IsaPath, x: &Buffer, w: &Buffer, rows: usize, h: usize, split: Split) -> Buffer {
+    grouped(path, x, w, (rows, h, 1), split)
+}
+
+fn grouped(
+    path: IsaPath,
+    x: &Buffer,
+    w: &Buffer,
+    (rows, h, groups): (usize, usize, usize),
+    split: Split,
+) -> Buffer {
     let mut out = Buffer::zeros(x.src().dtype(), rows * h);
     let args = RmsNormArgs {
         path,
@@ -21,19 +31,46 @@ fn norm(path: IsaPath, x: &Buffer, w: &Buffer, rows: usize, h: usize, split: Spl
         out_stride: h,
         rows,
         h,
+        groups,
     };
     run(&RmsNorm::new(args).unwrap(), split);
     out
 }
 
 #[test]
+fn groups_are_rows_of_their_own() {
+    for (dtype, weight) in DTYPES.into_iter().flat_map(|d| [(d, d), (d, DType::F32)]) {
+        for (rows, n, groups) in [(3, 1, 4), (2, 20, 3), (5, 128, 6)] {
+            let x = Buffer::new(dtype, &values(1, rows * groups * n, dtype));
+            let w = values(2, groups * n, weight);
+            let shared = Buffer::new(weight, &w[..n]);
+            let want = norm(IsaPath::detect(), &x, &shared, rows * groups, n, Split::Whole);
+            let own = Buffer::new(weight, &w);
+            let each: Vec<u32> = (0..rows * groups)
+                .flat_map(|r| {
+                    let at = r % groups * n;
+                    let x = Buffer::new(dtype, &x.f32()[r * n..][..n]);
+                    norm(IsaPath::detect(), &x, &Buffer::new(weight, &w[at..at + n]), 1, n, Split::Whole)
+                        .bits()
+                })
+                .collect();
+            for (path, split) in IsaPath::all().flat_map(|p| SPLITS.map(|s| (p, s))) {
+                let shape = (rows, groups * n, groups);
+                assert_eq!(want.bits(), grouped(path, &x, &shared, shape, split).bits());
+                assert_eq!(each, grouped(path, &x, &own, shape, split).bits());
+            }
+        }
+    }
+}
+
+#[test]
 fn close_to_the_reference_and_alike_on_all_paths_and_splits() {
-    for dtype in DTYPES {
+    for (dtype, weight) in DTYPES.into_iter().flat_map(|d| [(d, d), (d, DType::F32)]) {
         for &h in COLS {
             let rows = 9;
-            let (x, w) = (values(1, rows * h, dtype), values(2, h, dtype));
+            let (x, w) = (values(1, rows * h, dtype), values(2, h, weight));
             let want: Vec<f32> = x.chunks(h).flat_map(|x| reference::rms_norm(x, &w, EPS)).collect();
-            let (x, w) = (Buffer::new(dtype, &x), Buffer::new(dtype, &w));
+            let (x, w) = (Buffer::new(dtype, &x), Buffer::new(weight, &w));
             let first = norm(IsaPath::detect(), &x, &w, rows, h, Split::Whole);
             tolerance::check(dtype, &want, &first.f32()).unwrap_or_else(|e| panic!("{dtype} {h}: {e}"));
             for path in IsaPath::all() {
@@ -52,11 +89,11 @@ fn close_to_the_reference_and_alike_on_all_paths_and_splits() {
 #[test]
 fn the_fused_form_is_add_then_norm_of_the_rounded_sum() {
     for path in IsaPath::all() {
-        for dtype in DTYPES {
+        for (dtype, weight) in DTYPES.into_iter().flat_map(|d| [(d, d), (d, DType::F32)]) {
             for &h in COLS {
                 let rows = 6;
                 let delta = values(3, rows * h, DType::F32);
-                let (res, w) = (values(4, rows * h, dtype), Buffer::new(dtype, &values(5, h, dtype)));
+                let (res, w) = (values(4, rows * h, dtype), Buffer::new(weight, &values(5, h, weight)));
                 let sum: Vec<f32> = res.iter().zip(&delta).map(|(r, d)| r + d).collect();
                 let sum = Buffer::new(dtype, &sum);
                 let want = norm(path, &sum, &w, rows, h, Split::Whole);
@@ -108,9 +145,11 @@ fn wrong_operands_are_refused() {
             out_stride: h,
             rows,
             h,
+            groups: if h == 9 { 2 } else { 1 },
         };
         RmsNorm::new(args).is_ok()
     };
+    assert!(!build(2, 9, 10));
     assert!(build(2, 10, 10));
     assert!(!build(3, 10, 10));
     assert!(!build(2, 11, 11));

@@ -2,12 +2,16 @@
 
 use lathe_numerics::DType;
 
-use super::{RopeAppend, RopeAppendArgs, reference};
+use super::{
+    KvAppend, KvAppendArgs, NormOver, QkNorm, Rope, RopeAppend, RopeAppendArgs, RopeArgs, reference,
+};
 use crate::paged::{Batch, KvCache, KvLayout, Sequence};
+use crate::rms_norm::reference::rms_norm;
 use crate::testing::{Buffer, DTYPES, SPLITS, Split, run, values};
 use crate::{IsaPath, tolerance};
 
 const MAX_POS: usize = 64;
+const EPS: f32 = 1e-5;
 
 fn table(rotary: usize) -> Vec<f32> {
     (0..MAX_POS)
@@ -28,6 +32,28 @@ fn go(
     rotary: usize,
     split: Split,
 ) -> (Buffer, KvLayout, Vec<u8>) {
+    go_normed((path, split), act, (kv, hd), rotary, None)
+}
+
+/// Weights of the query's and the key's norm for heads of `hd`.
+fn norms(over: NormOver, hd: usize) -> (Vec<f32>, Vec<f32>) {
+    let (q, k) = match over {
+        NormOver::Head => (hd, hd),
+        NormOver::Row => (3 * hd, 2 * hd),
+    };
+    (values(8, q, DType::F32), values(9, k, DType::F32))
+}
+
+fn go_normed(
+    (path, split): (IsaPath, Split),
+    act: DType,
+    (kv, hd): (DType, usize),
+    rotary: usize,
+    over: Option<NormOver>,
+) -> (Buffer, KvLayout, Vec<u8>) {
+    let (q_norm, k_norm) = norms(over.unwrap_or(NormOver::Head), hd);
+    let norm =
+        over.map(|over| QkNorm { over, q: q_norm.as_slice().into(), k: k_norm.as_slice().into(), eps: EPS });
     let layout = KvLayout::new(kv, 2, hd, 16).unwrap();
     let seqs = [
         Sequence { q_start: 0, q_len: 3, kv_len: 8, blocks_start: 0 },
@@ -47,6 +73,7 @@ fn go(
         qkv: qkv.as_slice().into(),
         qkv_stride: 7 * hd,
         positions: &positions,
+        norm,
         table: table.as_slice().into(),
         max_pos: MAX_POS,
         rotary_dim: rotary,
@@ -110,6 +137,104 @@ fn queries_rotate_and_keys_land_in_their_slots() {
 }
 
 #[test]
+fn heads_or_rows_are_normalised_before_they_rotate() {
+    for over in [NormOver::Head, NormOver::Row] {
+        for (hd, rotary) in [(16, 16), (20, 8), (8, 0)] {
+            let (q_norm, k_norm) = norms(over, hd);
+            let (qkv, table) = (values(4, 9 * 7 * hd, DType::F32), table(rotary));
+            let positions = [5, 6, 7, 30, 31, 32, 33, 34, 35];
+            let (mut want_q, mut want_k) = (vec![], vec![]);
+            for (row, position) in qkv.chunks(7 * hd).zip(positions) {
+                let turns = &table[position * rotary..(position + 1) * rotary];
+                let part = |x: &[f32], w: &[f32], out: &mut Vec<f32>| {
+                    for x in x.chunks(w.len()) {
+                        for head in rms_norm(x, w, EPS).chunks(hd) {
+                            out.extend(reference::rope(head, turns));
+                        }
+                    }
+                };
+                part(&row[..3 * hd], &q_norm, &mut want_q);
+                part(&row[3 * hd..5 * hd], &k_norm, &mut want_k);
+            }
+            let first = go_normed(
+                (IsaPath::detect(), Split::Whole),
+                DType::BF16,
+                (DType::F32, hd),
+                rotary,
+                Some(over),
+            );
+            tolerance::check(DType::BF16, &want_q, &first.0.f32()).unwrap();
+            let slots = [(2, 5), (2, 6), (2, 7), (3, 14), (3, 15), (1, 0), (1, 1), (1, 2), (1, 3)];
+            let layout = first.1;
+            let got_k: Vec<f32> = slots
+                .iter()
+                .flat_map(|&(block, at)| (0..2 * hd).map(move |i| (block, at, i / hd, i % hd)))
+                .map(|(block, at, h, d)| {
+                    element(DType::F32, &first.2, block * layout.block_bytes() / 4 + layout.k_index(h, at, d))
+                })
+                .collect();
+            tolerance::check(DType::F32, &want_k, &got_k).unwrap();
+            for (path, split) in IsaPath::all().flat_map(|p| SPLITS.map(|s| (p, s))) {
+                let again = go_normed((path, split), DType::BF16, (DType::F32, hd), rotary, Some(over));
+                assert_eq!((first.0.bits(), &first.2), (again.0.bits(), &again.2));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_parts_have_the_bits_of_the_whole() {
+    let (hd, rotary) = (20, 12);
+    for (act, kv) in [(DType::BF16, DType::F16), (DType::F32, DType::BF16), (DType::F16, DType::F32)] {
+        let (want_q, layout, want_cache) = go(IsaPath::detect(), act, kv, hd, rotary, Split::Whole);
+        let (qkv, table) = (values(4, 9 * 7 * hd, DType::F32), table(rotary));
+        let columns = |from: usize, to: usize| -> Vec<f32> {
+            qkv.chunks(7 * hd).flat_map(|row| row[from * hd..to * hd].to_vec()).collect()
+        };
+        let (q, k, v) = (columns(0, 3), columns(3, 5), columns(5, 7));
+        for (path, split) in IsaPath::all().flat_map(|p| SPLITS.map(|s| (p, s))) {
+            let turn = |x: &[f32], heads: usize, dtype: DType| {
+                let mut out = Buffer::zeros(dtype, 9 * heads * hd);
+                let args = RopeArgs {
+                    path,
+                    x: x.into(),
+                    positions: &[5, 6, 7, 30, 31, 32, 33, 34, 35],
+                    table: table.as_slice().into(),
+                    max_pos: MAX_POS,
+                    rotary_dim: rotary,
+                    heads,
+                    head_dim: hd,
+                    out: out.dst(),
+                    rows: 9,
+                };
+                run(&Rope::new(args).unwrap(), split);
+                out
+            };
+            assert_eq!(want_q.bits(), turn(&q, 3, act).bits());
+            let seqs = [
+                Sequence { q_start: 0, q_len: 3, kv_len: 8, blocks_start: 0 },
+                Sequence { q_start: 3, q_len: 6, kv_len: 36, blocks_start: 1 },
+            ];
+            let mut words = vec![0u64; 4 * layout.block_bytes() / 8];
+            // SAFETY: the vector's own bytes.
+            let memory =
+                unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 8) };
+            let k = turn(&k, 2, DType::F32);
+            let args = KvAppendArgs {
+                path,
+                k: k.src(),
+                v: v.as_slice().into(),
+                cache: KvCache::new(layout, memory, 0, layout.block_bytes(), 4).unwrap(),
+                batch: Batch::new(&seqs, &[2, 0, 3, 1], 16, 4).unwrap(),
+            };
+            run(&KvAppend::new(args).unwrap(), split);
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            assert!(want_cache == bytes, "{path:?} {split:?}");
+        }
+    }
+}
+
+#[test]
 fn splits_change_no_bit_and_paths_agree() {
     let want = go(IsaPath::detect(), DType::BF16, DType::F16, 20, 12, Split::Whole);
     for path in IsaPath::all() {
@@ -136,6 +261,7 @@ fn wrong_operands_are_refused() {
             qkv: qkv.as_slice().into(),
             qkv_stride: 16,
             positions: &[0, position],
+            norm: None,
             table: table.as_slice().into(),
             max_pos: 8,
             rotary_dim: rotary,

@@ -92,7 +92,7 @@ fn nodes(m: &Model, dtype: DType) -> Vec<Launches> {
         gemm(Symbol::Tokens, m.hidden, down, DType::F32, Epilogue::Store),
         gemm(Symbol::Rows, m.vocab, m.hidden, DType::F32, Epilogue::Store),
     ];
-    let norm = rms_norm::cuda::NormProblem { m: Symbol::Tokens, h: m.hidden, dtype, eps: 1e-5 };
+    let norm = rms_norm::cuda::NormProblem::rows(Symbol::Tokens, m.hidden, dtype, 1e-5);
     let layout = if m.tied && tensor_cores { TableLayout::Mma16 } else { TableLayout::RowMajor };
     let table = embedding::cuda::Problem { vocab: m.vocab, h: m.hidden, dtype, layout };
     let rope = rope_append::cuda::Problem {
@@ -100,6 +100,7 @@ fn nodes(m: &Model, dtype: DType) -> Vec<Launches> {
         kv_heads: m.kv_heads,
         head_dim: m.head_dim,
         rotary_dim: m.head_dim,
+        norm: None,
         dtype,
         kv_dtype: dtype,
         block: BLOCK,

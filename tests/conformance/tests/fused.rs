@@ -44,6 +44,7 @@ fn rope(
         kv_heads,
         head_dim,
         rotary_dim,
+        norm: None,
         dtype,
         kv_dtype: dtype,
         block: BLOCK,
@@ -159,7 +160,7 @@ impl Case {
     ) -> Result<()> {
         let (p, m) = (self.p, step.symbols.tokens as usize);
         if let Some(eps) = self.f.norm {
-            let norm = NormProblem { m: p.m, h: p.k, dtype: p.dtype, eps };
+            let norm = NormProblem::rows(p.m, p.k, p.dtype, eps);
             let normed = rig.empty("normed", m * p.k * p.dtype.size())?;
             let operands = Operands { inputs: vec![x, self.norm], outputs: vec![normed], tables: vec![] };
             rig.run(&rms_norm::cuda::launches(&norm)?, step.symbols, &operands)?;

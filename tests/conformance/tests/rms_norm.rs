@@ -49,8 +49,7 @@ fn norms_have_the_documented_bits() {
             let rows = 3;
             let x = rounded(dtype, values(h as u64, rows * h, 3.0));
             let w = rounded(dtype, values(7, h, 2.0));
-            let launches =
-                cuda::launches(&cuda::NormProblem { m: Symbol::Tokens, h, dtype, eps: EPS }).unwrap();
+            let launches = cuda::launches(&cuda::NormProblem::rows(Symbol::Tokens, h, dtype, EPS)).unwrap();
             let inputs = vec![rig.floats("x", dtype, &x).unwrap(), rig.floats("w", dtype, &w).unwrap()];
             let out = rig.empty("out", rows * h * dtype.size()).unwrap();
             let operands = Operands { inputs: inputs.clone(), outputs: vec![out], tables: vec![] };
@@ -73,6 +72,34 @@ fn norms_have_the_documented_bits() {
 }
 
 #[test]
+fn groups_are_rows_of_their_own_and_weights_may_be_f32() {
+    let mut rig = Rig::chosen(true).unwrap();
+    for (dtype, weight) in [(DType::BF16, DType::F32), (DType::F16, DType::F16), (DType::BF16, DType::BF16)] {
+        for (n, groups, weight_rows) in [(128, 6, 1), (20, 3, 3), (612, 2, 2), (2048, 1, 1)] {
+            let (rows, h) = (3, n * groups);
+            let x = rounded(dtype, values(3, rows * h, 3.0));
+            let w = rounded(weight, values(7, weight_rows * n, 2.0));
+            let problem = cuda::NormProblem {
+                groups,
+                weight,
+                weight_len: weight_rows * n,
+                ..cuda::NormProblem::rows(Symbol::Tokens, h, dtype, EPS)
+            };
+            let inputs = vec![rig.floats("x", dtype, &x).unwrap(), rig.floats("w", weight, &w).unwrap()];
+            let out = rig.empty("out", rows * h * dtype.size()).unwrap();
+            let operands = Operands { inputs, outputs: vec![out], tables: vec![] };
+            rig.run(&cuda::launches(&problem).unwrap(), step(rows), &operands).unwrap();
+            let want: Vec<f32> = x
+                .chunks(n)
+                .enumerate()
+                .flat_map(|(i, x)| documented(x, &w[i % weight_rows * n..][..n], dtype))
+                .collect();
+            assert_eq!(rig.read_floats(out, dtype, rows * h).unwrap(), want, "{problem:?}");
+        }
+    }
+}
+
+#[test]
 fn the_sum_is_rounded_first_and_may_replace_the_residual() {
     let mut rig = Rig::chosen(true).unwrap();
     for dtype in DTYPES {
@@ -80,14 +107,17 @@ fn the_sum_is_rounded_first_and_may_replace_the_residual() {
             let rows = 2;
             let delta = values(h as u64 + 1, rows * h, 1.0);
             let residual = rounded(dtype, values(h as u64 + 2, rows * h, 4.0));
-            let w = rounded(dtype, values(9, h, 1.5));
-            let launches =
-                cuda::add_launches(&cuda::NormProblem { m: Symbol::Tokens, h, dtype, eps: EPS }).unwrap();
+            // The type of the weights is seen in every second width.
+            let weight = if h % 2 == 0 { DType::F32 } else { dtype };
+            let w = rounded(weight, values(9, h, 1.5));
+            let problem =
+                cuda::NormProblem { weight, ..cuda::NormProblem::rows(Symbol::Tokens, h, dtype, EPS) };
+            let launches = cuda::add_launches(&problem).unwrap();
             let bytes = rows * h * dtype.size();
             let inputs = vec![
                 rig.f32s("delta", &delta).unwrap(),
                 rig.floats("residual", dtype, &residual).unwrap(),
-                rig.floats("w", dtype, &w).unwrap(),
+                rig.floats("w", weight, &w).unwrap(),
             ];
             let (sum, out) = (rig.empty("sum", bytes).unwrap(), rig.empty("out", bytes).unwrap());
             let sums: Vec<f32> = residual.iter().zip(&delta).map(|(r, d)| dtype.round(r + d)).collect();

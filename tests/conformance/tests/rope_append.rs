@@ -4,8 +4,10 @@ use anyhow::{Result, ensure};
 use lathe_conformance::{Operands, Rig, bytes};
 use lathe_device::{Sequence, StepTable, Symbols};
 use lathe_kernels::paged::{Batch, KvCache, KvLayout, Sequence as CpuSequence};
-use lathe_kernels::rope_append::cuda::{Problem, launches};
-use lathe_kernels::rope_append::{RopeAppend, RopeAppendArgs, reference};
+use lathe_kernels::rope_append::cuda::{
+    KvAppendProblem, Problem, RopeProblem, kv_append_launches, launches, rope_launches,
+};
+use lathe_kernels::rope_append::{NormOver, RopeAppend, RopeAppendArgs, reference};
 use lathe_kernels::{Dst, Isa, IsaPath, Kernel, tolerance};
 use lathe_numerics::DType;
 use lathe_numerics::philox::philox4x32;
@@ -87,6 +89,7 @@ fn cpu(p: &Problem, step: &Step, qkv: &[f32], table: &[f32]) -> Result<(Vec<u8>,
         qkv: qkv[..ROWS * cols].into(),
         qkv_stride: cols,
         positions: &positions,
+        norm: None,
         table: table.into(),
         max_pos: MAX_POS,
         rotary_dim: p.rotary_dim,
@@ -101,29 +104,98 @@ fn cpu(p: &Problem, step: &Step, qkv: &[f32], table: &[f32]) -> Result<(Vec<u8>,
     Ok((flat(&q, q_len), layout, flat(&cache, cache.len() * 8)))
 }
 
-fn check(rig: &mut Rig, p: &Problem, layer: u64) -> Result<()> {
+/// `x` after the norm in the order that the module documents, for teams of `threads`.
+fn normed(x: &[f32], w: &[f32], eps: f32, threads: usize, vec: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f32; threads];
+    x.iter().enumerate().for_each(|(i, v)| sums[i / vec % threads] += v * v);
+    let butterfly = |lanes: &[f32]| {
+        let mut lanes: Vec<f32> = (0..32).map(|i| lanes.get(i).copied().unwrap_or(0.0)).collect();
+        for distance in [16, 8, 4, 2, 1] {
+            lanes = (0..32).map(|i| lanes[i] + lanes[i ^ distance]).collect();
+        }
+        lanes[0]
+    };
+    let warps: Vec<f32> = sums.chunks(32).map(butterfly).collect();
+    let sum = if threads > 32 { butterfly(&warps) } else { warps[0] };
+    let inv = 1.0 / (sum / x.len() as f32 + eps).sqrt();
+    x.iter().zip(w).map(|(x, w)| (x * inv) * w).collect()
+}
+
+/// The projections as they are when the norms are done, and the norms' weights.
+fn after_norms(p: &Problem, qkv: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let Some((over, eps)) = p.norm else { return (qkv.to_vec(), vec![]) };
+    let vec = 1 << (p.head_dim | p.rotary_dim).trailing_zeros().saturating_sub(1).min(2);
+    let (q, kv) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
+    let (lens, threads) = match over {
+        NormOver::Head => ([p.head_dim; 2], 32),
+        NormOver::Row => ([q, kv], 256),
+    };
+    let weights = vec![values(11, lens[0]), values(12, lens[1])];
+    let mut out = Vec::new();
+    for row in qkv.chunks(q + 2 * kv) {
+        for (part, w) in [&row[..q], &row[q..q + kv]].into_iter().zip(&weights) {
+            out.extend(part.chunks(w.len()).flat_map(|x| normed(x, w, eps, threads, vec)));
+        }
+        out.extend_from_slice(&row[q + kv..]);
+    }
+    (out, weights)
+}
+
+fn check(rig: &mut Rig, p: &Problem, layer: u64, parts: bool) -> Result<()> {
     let step = step();
     let cols = (p.heads + 2 * p.kv_heads) * p.head_dim;
-    let (qkv, table) = (values(4, step.positions.len() * cols), table(p.rotary_dim));
-    let (want_q, layout, want_cache) = cpu(p, &step, &qkv, &table)?;
+    let (given, table) = (values(4, step.positions.len() * cols), table(p.rotary_dim));
+    let (qkv, norms) = after_norms(p, &given);
+    let (want_q, layout, want_cache) = cpu(&Problem { norm: None, ..*p }, &step, &qkv, &table)?;
 
     let image = vec![0xff; BLOCKS * p.block_bytes as usize];
     let q_bytes = step.positions.len() * p.heads * p.head_dim * p.dtype.size();
     let cache = rig.buffer("cache", &image)?;
     let q = rig.empty("q", q_bytes)?;
-    let inputs = vec![
-        rig.f32s("qkv", &qkv)?,
-        rig.i32s("positions", &step.positions)?,
-        rig.f32s("table", &table)?,
-        cache.add(layer),
-    ];
+    let positions = rig.i32s("positions", &step.positions)?;
+    let table_at = rig.f32s("table", &table)?;
     let tables = vec![
         (StepTable::RowSequence, rig.i32s("row sequence", &step.row_sequence)?),
         (StepTable::Sequences, rig.sequences("sequences", &step.sequences)?),
         (StepTable::Blocks, rig.i32s("blocks", &step.blocks)?),
     ];
     let symbols = Symbols { tokens: 10, sequences: 4, rows: 3, decode: false, sm_count: 2 };
-    rig.run(&launches(p)?, symbols, &Operands { inputs, outputs: vec![q], tables })?;
+    if parts {
+        let (q_cols, kv_cols) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
+        let mut columns = |from: usize, n: usize| {
+            let part: Vec<f32> = given.chunks(cols).flat_map(|row| row[from..from + n].to_vec()).collect();
+            rig.f32s("columns", &part)
+        };
+        let (q_in, k_in) = (columns(0, q_cols)?, columns(q_cols, kv_cols)?);
+        let v = columns(q_cols + kv_cols, kv_cols)?;
+        let k = rig.empty("k", step.positions.len() * kv_cols * 4)?;
+        for (x, heads, dtype, out) in [(q_in, p.heads, p.dtype, q), (k_in, p.kv_heads, DType::F32, k)] {
+            let (head_dim, rotary_dim) = (p.head_dim, p.rotary_dim);
+            let problem = RopeProblem { heads, head_dim, rotary_dim, dtype: DType::F32, out: dtype };
+            let inputs = vec![x, positions, table_at];
+            let operands = Operands { inputs, outputs: vec![out], tables: vec![] };
+            rig.run(&rope_launches(&problem)?, symbols, &operands)?;
+        }
+        let problem = KvAppendProblem {
+            kv_heads: p.kv_heads,
+            head_dim: p.head_dim,
+            k: DType::F32,
+            v: DType::F32,
+            kv_dtype: p.kv_dtype,
+            block: p.block,
+            block_bytes: p.block_bytes,
+        };
+        let operands = Operands { inputs: vec![k, v, cache.add(layer)], outputs: vec![], tables };
+        rig.run(&kv_append_launches(&problem)?, symbols, &operands)?;
+    } else {
+        let mut inputs = vec![rig.f32s("qkv", &given)?, positions];
+        inputs.extend((p.rotary_dim > 0).then_some(table_at));
+        inputs.push(cache.add(layer));
+        for weight in &norms {
+            inputs.push(rig.f32s("norm", weight)?);
+        }
+        rig.run(&launches(p)?, symbols, &Operands { inputs, outputs: vec![q], tables })?;
+    }
 
     let got_q = rig.read(q, q_bytes)?;
     ensure!(got_q[..want_q.len()] == want_q[..], "q differs");
@@ -177,12 +249,19 @@ fn queries_and_cache_have_the_bits_of_the_cpu() -> Result<()> {
             kv_heads,
             head_dim,
             rotary_dim,
+            norm: None,
             dtype,
             kv_dtype,
             block: 16,
             block_bytes: 3 * layer,
         };
-        check(&mut rig, &p, layer).map_err(|e| e.context(format!("{p:?}")))?;
+        for over in [NormOver::Head, NormOver::Row] {
+            let p = Problem { norm: Some((over, 1e-5)), ..p };
+            check(&mut rig, &p, layer, false).map_err(|e| e.context(format!("{p:?}")))?;
+        }
+        for parts in [false, rotary_dim > 0] {
+            check(&mut rig, &p, layer, parts).map_err(|e| e.context(format!("{p:?} in parts: {parts}")))?;
+        }
     }
     Ok(())
 }

@@ -194,6 +194,8 @@ fn gemm_layout(l: &Launch, parts: &Parts<'_>, at: &dyn Fn() -> String) -> Result
 /// Results of the kernels in LAUNCHES.md; outputs after them are workspace. `None` for others.
 pub(super) fn results(kernel: &str) -> Option<usize> {
     match kernel {
+        "unary" | "binary" | "layer_norm" | "rope" => Some(1),
+        "kv_append" => Some(0),
         "embedding" | "rms_norm" | "gemm" | "rope_append" | "attention" | "gather_rows" => Some(1),
         "linear_add" | "norm_linear" | "norm_linear_glu" | "norm_linear_rope_append" => Some(1),
         // What plans of format 1.1 call `norm_linear_glu`.

@@ -13,7 +13,7 @@ use crate::error::KernelError;
 use crate::{rms_norm, rope_append};
 
 /// What becomes of a projection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Tail {
     /// What the problem's epilogue says.
     None,
@@ -45,7 +45,7 @@ pub fn fused_launches(p: &Problem, f: &Fused) -> Result<Launches, KernelError> {
     inputs[0] = Arg::Input(0);
     let behind = normed + inputs.len() as u32;
     if let Some(eps) = f.norm {
-        let norm = rms_norm::cuda::NormProblem { m: p.m, h: p.k, dtype: p.dtype, eps };
+        let norm = rms_norm::cuda::NormProblem::rows(p.m, p.k, p.dtype, eps);
         let rows = chain.workspace(p.m, (p.k * p.dtype.size()).div_ceil(size_of::<f32>()));
         chain.push(rms_norm::cuda::launches(&norm)?, &[Arg::Input(0), Arg::Input(1)], rows);
         inputs[0] = rows;
@@ -61,6 +61,10 @@ pub fn fused_launches(p: &Problem, f: &Fused) -> Result<Launches, KernelError> {
             chain.push(add_launches(p)?, &inputs, Arg::Output(0));
         }
         Tail::RopeAppend(rope) => {
+            if rope.norm.is_some() || rope.rotary_dim == 0 {
+                let what = "norms of query and key, or no rotation, behind a projection".into();
+                return Err(KernelError::Unsupported { kernel: super::NAME, what });
+            }
             let qkv = chain.workspace(p.m, p.n);
             chain.push(launches(&Problem { out: DType::F32, ..*p })?, &inputs, qkv);
             let inputs = [qkv, Arg::Input(behind), Arg::Input(behind + 1), Arg::Input(behind + 2)];

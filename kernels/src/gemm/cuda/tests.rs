@@ -107,6 +107,7 @@ fn qkv(k: usize, head_dim: usize, rotary_dim: usize) -> (Problem, Fused) {
         kv_heads: 8,
         head_dim,
         rotary_dim,
+        norm: None,
         dtype: DType::BF16,
         kv_dtype: DType::BF16,
         block: 32,

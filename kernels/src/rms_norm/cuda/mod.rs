@@ -1,6 +1,6 @@
-//! The norms on a device: one block per row.
+//! The norms on a device: one block per row, or per group of a row.
 //!
-//! Order, a function of `h` alone: runs of 8 elements are dealt to the block's threads by turns; a thread adds its
+//! Order, a function of a group's columns alone: runs of 8 elements are dealt to the block's threads by turns; a thread adds its
 //! squares by ascending index; lanes of a warp are added as a butterfly of distances 16, 8, 4, 2, 1, and so are the
 //! warps' sums. Otherwise the arithmetic of the CPU's norms.
 
@@ -8,7 +8,8 @@ use lathe_device::{Arg, Extent, Symbol, When};
 use lathe_numerics::DType;
 
 use crate::cuda::{Cost, Launches, Source, Stage, element};
-use crate::error::{KernelError, at_least};
+use crate::error::KernelError;
+use crate::rms_norm::{group_len, norm_weight};
 use crate::view::float;
 
 const TEXT: &str = include_str!("kernel.cu");
@@ -25,30 +26,49 @@ pub struct NormProblem {
     pub m: Symbol,
     /// Columns.
     pub h: usize,
-    /// Of input, weight and output.
+    /// Parts of a row that are normalised apart, all of one size.
+    pub groups: usize,
+    /// Of input and output.
     pub dtype: DType,
+    /// Of the norm's weights: `dtype` or f32.
+    pub weight: DType,
+    /// Elements of the norm's weights: `h`, or `h / groups` for all groups.
+    pub weight_len: usize,
     /// Added to the mean square.
     pub eps: f32,
 }
 
-/// `rms_norm`: inputs x `D[m, h]`, weight `D[h]`; output `D[m, h]`.
-///
-/// # Errors
-/// `Unsupported` for dtypes and rows of more than 16,384 elements, `Shape` for empty rows.
-pub fn launches(p: &NormProblem) -> Result<Launches, KernelError> {
-    let args = vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::F32(p.eps)];
-    one(p, "rms_norm", args, 2 * p.dtype.size())
+impl NormProblem {
+    /// A norm over whole rows with weights of their type.
+    pub const fn rows(m: Symbol, h: usize, dtype: DType, eps: f32) -> Self {
+        NormProblem { m, h, groups: 1, dtype, weight: dtype, weight_len: h, eps }
+    }
 }
 
-/// `add_rms_norm`: inputs delta `f32[m, h]`, residual `D[m, h]`, weight `D[h]`; outputs sum `D[m, h]`, which may be
+/// `rms_norm`: inputs x `D[m, h]`, weight; output `D[m, h]`.
+///
+/// # Errors
+/// `Unsupported` for dtypes and groups of more than 16,384 elements, `Shape` for empty rows.
+pub fn launches(p: &NormProblem) -> Result<Launches, KernelError> {
+    const NAME: &str = "rms_norm";
+    let args = vec![Arg::Input(0), Arg::Input(1), Arg::Output(0), Arg::F32(p.eps)];
+    norm_stage(p, (NAME, TEXT, vec![]), NAME, args, 2 * p.dtype.size())
+}
+
+/// `add_rms_norm`: inputs delta `f32[m, h]`, residual `D[m, h]`, weight; outputs sum `D[m, h]`, which may be
 /// the residual's own bytes, and normed `D[m, h]`.
 ///
 /// # Errors
-/// As [`launches`].
+/// As [`launches`]; `Unsupported` for groups.
 pub fn add_launches(p: &NormProblem) -> Result<Launches, KernelError> {
+    const NAME: &str = "add_rms_norm";
+    if p.groups != 1 {
+        let what = format!("{} groups; a residual is added to whole rows", p.groups);
+        return Err(KernelError::Unsupported { kernel: NAME, what });
+    }
     let args =
         vec![Arg::Input(0), Arg::Input(1), Arg::Input(2), Arg::Output(0), Arg::Output(1), Arg::F32(p.eps)];
-    one(p, "add_rms_norm", args, 4 + 3 * p.dtype.size())
+    norm_stage(p, ("rms_norm", TEXT, vec![]), NAME, args, 4 + 3 * p.dtype.size())
 }
 
 /// Threads of a block: one per run, whole warps, as many as hold the row in registers.
@@ -56,45 +76,53 @@ pub(crate) fn threads(h: usize) -> usize {
     h.div_ceil(RUN).next_multiple_of(32).min(MAX_THREADS)
 }
 
-fn one(
+/// The launch of one kernel of a source that includes `row.cuh`: name, text and further macros of the source; entry.
+pub(crate) fn norm_stage(
     p: &NormProblem,
+    (name, text, defines): (&str, &'static str, Vec<(&'static str, String)>),
     entry: &'static str,
     args: Vec<Arg>,
     bytes_per_element: usize,
 ) -> Result<Launches, KernelError> {
     float(entry, p.dtype)?;
-    at_least(entry, "h", 1, p.h)?;
-    if p.h > MAX_H {
+    norm_weight(entry, p.dtype, p.weight)?;
+    let n = group_len(entry, p.h, p.groups)?;
+    if n > MAX_H {
         return Err(KernelError::Unsupported {
             kernel: entry,
-            what: format!("rows of {} elements; device norms hold up to {MAX_H}", p.h),
+            what: format!("rows of {n} elements; device norms hold up to {MAX_H}"),
         });
     }
-    let vec = 1 << p.h.trailing_zeros().min(RUN.trailing_zeros());
-    let source = Source::new(
-        format!("rms_norm-{}-{}", p.dtype, p.h),
-        TEXT,
-        vec![
-            ("ELEMENT", element(p.dtype).into()),
-            ("H", p.h.to_string()),
-            ("THREADS", threads(p.h).to_string()),
-            ("VEC", vec.to_string()),
-        ],
-    );
-    let h = p.h as u64;
+    if p.weight_len != n && p.weight_len != p.h {
+        let what = format!("{} weights for groups of {n} of {} columns", p.weight_len, p.h);
+        return Err(KernelError::Unsupported { kernel: entry, what });
+    }
+    let vec = 1 << n.trailing_zeros().min(RUN.trailing_zeros());
+    let weight_rows = p.weight_len / n;
+    let mut all = vec![
+        ("ELEMENT", element(p.dtype).into()),
+        ("WEIGHT", element(p.weight).into()),
+        ("H", n.to_string()),
+        ("WEIGHT_ROWS", weight_rows.to_string()),
+        ("THREADS", threads(n).to_string()),
+        ("VEC", vec.to_string()),
+    ];
+    all.extend(defines);
+    let weights = if weight_rows == 1 { String::new() } else { format!("x{weight_rows}") };
+    let source = Source::new(format!("{name}-{}-{n}{weights}", p.dtype), text, all);
     let stage = Stage {
         source,
         entry,
         when: When::Always,
-        grid: [Extent::per(p.m, 1, 1), Extent::fixed(1), Extent::fixed(1)],
-        block: threads(p.h) as u32,
+        grid: [Extent::per(p.m, 1, p.groups as u32), Extent::fixed(1), Extent::fixed(1)],
+        block: threads(n) as u32,
         shared_bytes: 0,
         dependent: true,
         args,
         cost: Cost {
-            fixed_bytes: h * p.dtype.size() as u64,
-            row_bytes: h * bytes_per_element as u64,
-            row_flops: 4 * h,
+            fixed_bytes: (p.weight_len * p.weight.size()) as u64,
+            row_bytes: (p.h * bytes_per_element) as u64,
+            row_flops: 4 * p.h as u64,
         },
     };
     Ok(Launches { stages: vec![stage], workspaces: vec![] })
@@ -105,7 +133,7 @@ mod tests {
     use super::*;
 
     fn problem(h: usize, dtype: DType) -> NormProblem {
-        NormProblem { m: Symbol::Tokens, h, dtype, eps: 1e-5 }
+        NormProblem::rows(Symbol::Tokens, h, dtype, 1e-5)
     }
 
     #[test]
@@ -122,15 +150,28 @@ mod tests {
         let (plain, add) = (launches(&p).unwrap(), add_launches(&p).unwrap());
         assert_eq!(plain.stages[0].source, add.stages[0].source);
         assert_eq!(add.stages[0].cost.row_bytes, 4096 * 10);
-        assert_eq!(plain.stages[0].source.defines[3], ("VEC", "8".into()));
-        let odd = launches(&problem(612, DType::F32)).unwrap();
-        assert_eq!(odd.stages[0].source.defines[3], ("VEC", "4".into()));
+        let vec = |l: &Launches| l.stages[0].source.defines.iter().find(|d| d.0 == "VEC").unwrap().1.clone();
+        assert_eq!(vec(&plain), "8");
+        assert_eq!(vec(&launches(&problem(612, DType::F32)).unwrap()), "4");
+    }
+
+    #[test]
+    fn groups_have_blocks_of_their_own() {
+        let p = NormProblem { groups: 32, weight_len: 128, weight: DType::F32, ..problem(4096, DType::BF16) };
+        let stage = &launches(&p).unwrap().stages[0];
+        assert_eq!((stage.block, &stage.grid[0]), (32, &Extent::per(Symbol::Tokens, 1, 32)));
+        assert_eq!((stage.cost.fixed_bytes, stage.cost.row_bytes), (512, 4 * 4096));
+        let own = launches(&NormProblem { weight_len: 4096, ..p }).unwrap();
+        assert_eq!(own.stages[0].source.name, "rms_norm-bf16-128x32");
+        assert!(launches(&NormProblem { weight_len: 256, ..p }).is_err());
+        assert!(add_launches(&p).is_err());
     }
 
     #[test]
     fn refusals_name_what_is_wrong() {
         assert!(launches(&problem(0, DType::F32)).is_err());
         assert!(launches(&problem(64, DType::I32)).is_err());
+        assert!(launches(&NormProblem { weight: DType::F16, ..problem(64, DType::BF16) }).is_err());
         let e = add_launches(&problem(16385, DType::F32)).unwrap_err().to_string();
         assert_eq!(e, "add_rms_norm: unsupported: rows of 16385 elements; device norms hold up to 16384");
     }

@@ -34,8 +34,8 @@ __device__ __forceinline__ float inverse_rms(float squares, int n, float eps) {
     return __fdiv_rn(1.0f, __fsqrt_rn(add(__fdiv_rn(squares, float(n)), eps)));
 }
 
-template <class T>
-__device__ __forceinline__ T normed(T x, float inverse, T weight) {
+template <class T, class W>
+__device__ __forceinline__ T normed(T x, float inverse, W weight) {
     return from_f32<T>(mul(mul(to_f32(x), inverse), to_f32(weight)));
 }
 

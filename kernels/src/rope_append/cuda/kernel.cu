@@ -1,11 +1,10 @@
 // Rotary embedding of q and k, q rounded out, k and v rounded into the paged cache: one token per block in x, its heads
 // over y. Unfused f32 and one rounding, the bits of the CPU's kernel.
 // Macros: ELEMENT of q, KV_ELEMENT; HEADS, KV_HEADS, HEAD_DIM, ROTARY; BLOCK positions of BLOCK_BYTES bytes over all
-// layers; VEC, 1, 2 or 4: 2 VEC divides HEAD_DIM and ROTARY.
+// layers; VEC, 1, 2 or 4: 2 VEC divides HEAD_DIM and ROTARY; THREADS.
 #include "rope_append.cuh"
 using namespace lathe;
 
-constexpr int THREADS = 128;
 // A thread's share of a head: two runs of VEC elements, which rotate together below ROTARY.
 constexpr int SLOTS = HEAD_DIM / (2 * VEC);
 constexpr int ROTATING = ROTARY / (2 * VEC);

@@ -1,22 +1,32 @@
-//! Rotary embedding and KV append on a device: a block per token and 128 of its vectors.
+//! Rotary embedding and KV append on a device: a block per token and 128 of its vectors; with norms of query and key a
+//! warp per head, or three blocks per token.
 //!
 //! The arithmetic of the CPU's kernel, bit for bit: unfused f32, one rounding. The slot of a row in the cache is
 //! `kv_len - q_len + (row - q_start)` of its sequence; one layer of a block is K, then V, each
 //! `[kv_heads][block][head_dim]`. Rows whose sequence is -1 write no KV.
+//!
+//! Order of a norm's sum, a function of head counts and sizes alone: runs of [`vector`] elements are dealt to 32 threads
+//! (256 over a row) by turns; a thread adds its squares by ascending index; then warps as in `rms_norm/cuda`.
 
 use lathe_device::{Arg, Extent, StepTable, Symbol, When};
 use lathe_numerics::DType;
 
 use crate::cuda::{Cost, Launches, Source, Stage, element};
 use crate::error::{KernelError, at_least, at_most};
+use crate::rope_append::NormOver;
 use crate::view::float;
 
+mod parts;
+
+pub use parts::{KvAppendProblem, RopeProblem, kv_append_launches, rope_launches};
+
 const NAME: &str = "rope_append";
-const TEXT: &str = include_str!("kernel.cu");
 const THREADS: usize = 128;
+/// Threads of a block that normalises a row.
+const ROW_THREADS: usize = 256;
 
 /// A rotary embedding with append.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Problem {
     /// Query heads.
     pub heads: usize,
@@ -24,8 +34,10 @@ pub struct Problem {
     pub kv_heads: usize,
     /// Elements per head, even.
     pub head_dim: usize,
-    /// Leading elements of a head that rotate, even.
+    /// Leading elements of a head that rotate, even; 0 without a table.
     pub rotary_dim: usize,
+    /// What is normalised before it rotates, and what is added to the mean square.
+    pub norm: Option<(NormOver, f32)>,
     /// Of q as it goes out.
     pub dtype: DType,
     /// Of keys and values in the cache.
@@ -37,7 +49,8 @@ pub struct Problem {
 }
 
 /// Inputs qkv `f32[t, (heads + 2 kv_heads) head_dim]`, positions `i32[t]`, table `f32[positions, rotary_dim]` (cosines,
-/// then sines), cache (the layer in block 0); output q `D[t, heads head_dim]`.
+/// then sines) if anything rotates, cache (the layer in block 0), with a norm its weights for q and k in f32; output q
+/// `D[t, heads head_dim]`.
 ///
 /// # Errors
 /// `Unsupported` for dtypes and odd dimensions, `Shape` for sizes of zero and a `rotary_dim` above `head_dim`.
@@ -46,52 +59,62 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
     float(NAME, p.kv_dtype)?;
     at_least(NAME, "heads", 1, p.heads)?;
     at_least(NAME, "kv_heads", 1, p.kv_heads)?;
-    at_least(NAME, "head_dim", 2, p.head_dim)?;
-    at_most(NAME, "rotary_dim", p.head_dim, p.rotary_dim)?;
     at_least(NAME, "block", 1, p.block)?;
-    if p.head_dim % 2 == 1 || p.rotary_dim % 2 == 1 {
-        let what = format!("head_dim {}, rotary_dim {}; both must be even", p.head_dim, p.rotary_dim);
-        return Err(KernelError::Unsupported { kernel: NAME, what });
-    }
-    // Two runs of `vec` elements per thread; 16-byte loads where the shapes allow them.
-    let vec = 1 << (p.head_dim | p.rotary_dim).trailing_zeros().saturating_sub(1).min(2);
+    let vec = vector(NAME, p.head_dim, p.rotary_dim)?;
     let all = p.heads + 2 * p.kv_heads;
-    let source = Source::new(
-        format!("{NAME}-{}-{}x{}", p.dtype, all, p.head_dim),
-        TEXT,
-        vec![
-            ("ELEMENT", element(p.dtype).into()),
-            ("KV_ELEMENT", element(p.kv_dtype).into()),
-            ("HEADS", p.heads.to_string()),
-            ("KV_HEADS", p.kv_heads.to_string()),
-            ("HEAD_DIM", p.head_dim.to_string()),
-            ("ROTARY", p.rotary_dim.to_string()),
-            ("BLOCK", p.block.to_string()),
-            ("BLOCK_BYTES", format!("{}ull", p.block_bytes)),
-            ("VEC", vec.to_string()),
-        ],
-    );
+    let mut defines = vec![
+        ("ELEMENT", element(p.dtype).into()),
+        ("KV_ELEMENT", element(p.kv_dtype).into()),
+        ("HEADS", p.heads.to_string()),
+        ("KV_HEADS", p.kv_heads.to_string()),
+        ("HEAD_DIM", p.head_dim.to_string()),
+        ("ROTARY", p.rotary_dim.to_string()),
+        ("BLOCK", p.block.to_string()),
+        ("BLOCK_BYTES", format!("{}ull", p.block_bytes)),
+        ("VEC", vec.to_string()),
+    ];
+    let (entry, text, threads, blocks) = match p.norm {
+        None => {
+            let blocks = (all * p.head_dim / (2 * vec)).div_ceil(THREADS);
+            (NAME, include_str!("kernel.cu"), THREADS, blocks)
+        }
+        Some((over, _)) => {
+            let (threads, blocks) = match over {
+                NormOver::Head => (THREADS, all.div_ceil(THREADS / 32)),
+                NormOver::Row => (ROW_THREADS, 3),
+            };
+            defines.push(("OVER_ROW", u8::from(over == NormOver::Row).to_string()));
+            ("norm_rope_append", include_str!("norm.cu"), threads, blocks)
+        }
+    };
+    defines.push(("THREADS", threads.to_string()));
+    let source = Source::new(format!("{entry}-{}-{}x{}", p.dtype, all, p.head_dim), text, defines);
+    let rotates = p.rotary_dim > 0;
+    // Without a table nothing reads one.
+    let table = if rotates { Arg::Input(2) } else { Arg::U64(0) };
+    let cache = 2 + u32::from(rotates);
+    let mut args = vec![Arg::Input(0), Arg::Input(1), table, Arg::Input(cache)];
+    if p.norm.is_some() {
+        args.extend([Arg::Input(cache + 1), Arg::Input(cache + 2)]);
+    }
+    args.extend([
+        Arg::Output(0),
+        Arg::Table(StepTable::RowSequence),
+        Arg::Table(StepTable::Sequences),
+        Arg::Table(StepTable::Blocks),
+    ]);
+    args.extend(p.norm.map(|(_, eps)| Arg::F32(eps)));
     let elements = (all * p.head_dim) as u64;
     let out = p.heads * p.dtype.size() + 2 * p.kv_heads * p.kv_dtype.size();
-    let blocks = (all * p.head_dim / (2 * vec)).div_ceil(THREADS);
     let stage = Stage {
         source,
-        entry: NAME,
+        entry,
         when: When::Always,
         grid: [Extent::per(Symbol::Tokens, 1, 1), Extent::fixed(blocks as u32), Extent::fixed(1)],
-        block: THREADS as u32,
+        block: threads as u32,
         shared_bytes: 0,
         dependent: true,
-        args: vec![
-            Arg::Input(0),
-            Arg::Input(1),
-            Arg::Input(2),
-            Arg::Input(3),
-            Arg::Output(0),
-            Arg::Table(StepTable::RowSequence),
-            Arg::Table(StepTable::Sequences),
-            Arg::Table(StepTable::Blocks),
-        ],
+        args,
         cost: Cost {
             fixed_bytes: 0,
             row_bytes: 4 * (elements + p.rotary_dim as u64) + (out * p.head_dim) as u64,
@@ -99,6 +122,17 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
         },
     };
     Ok(Launches { stages: vec![stage], workspaces: vec![] })
+}
+
+/// Elements of a run, of which a thread takes two: 16-byte loads of f32 where the sizes allow them.
+fn vector(kernel: &'static str, head_dim: usize, rotary_dim: usize) -> Result<usize, KernelError> {
+    at_least(kernel, "head_dim", 2, head_dim)?;
+    at_most(kernel, "rotary_dim", head_dim, rotary_dim)?;
+    if head_dim % 2 == 1 || rotary_dim % 2 == 1 {
+        let what = format!("head_dim {head_dim}, rotary_dim {rotary_dim}; both must be even");
+        return Err(KernelError::Unsupported { kernel, what });
+    }
+    Ok(1 << (head_dim | rotary_dim).trailing_zeros().saturating_sub(1).min(2))
 }
 
 #[cfg(test)]
@@ -111,6 +145,7 @@ mod tests {
             kv_heads: 8,
             head_dim,
             rotary_dim,
+            norm: None,
             dtype: DType::BF16,
             kv_dtype: DType::BF16,
             block: 32,
@@ -137,6 +172,24 @@ mod tests {
         let cost = launches(&problem(128, 128)).unwrap().stages[0].cost;
         assert_eq!(cost.row_bytes, 48 * 128 * 6 + 4 * 128);
         assert_eq!(cost.row_flops, 3 * 40 * 128);
+    }
+
+    #[test]
+    fn norms_have_a_warp_per_head_or_a_block_per_part() {
+        let grid = |over| {
+            let p = Problem { norm: Some((over, 1e-6)), ..problem(128, 128) };
+            let stage = launches(&p).unwrap().stages.remove(0);
+            (stage.block, stage.grid[1].clone(), stage.args.len())
+        };
+        assert_eq!(grid(NormOver::Head), (128, Extent::fixed(12), 11));
+        assert_eq!(grid(NormOver::Row), (256, Extent::fixed(3), 11));
+    }
+
+    #[test]
+    fn without_a_table_the_cache_is_the_third_operand() {
+        let args = |rotary| launches(&problem(64, rotary)).unwrap().stages.remove(0).args;
+        assert_eq!(args(0)[2..4], [Arg::U64(0), Arg::Input(2)]);
+        assert_eq!(args(64)[2..4], [Arg::Input(2), Arg::Input(3)]);
     }
 
     #[test]

@@ -38,8 +38,7 @@ fn norm(rig: &mut Rig, edit: &Edit) -> Result<()> {
     // f32 shows the order of the sum in most elements.
     for dtype in [DType::BF16, DType::F32] {
         let (x, w) = (values(1, ROWS * H, dtype), values(2, H, dtype));
-        let mut launches =
-            edit.apply(launches(&NormProblem { m: Symbol::Tokens, h: H, dtype, eps: EPS })?)?;
+        let mut launches = edit.apply(launches(&NormProblem::rows(Symbol::Tokens, H, dtype, EPS))?)?;
         let out = rig.empty("out", ROWS * H * dtype.size())?;
         let inputs = vec![rig.empty("x", ROWS * H * dtype.size())?, rig.floats("w", dtype, &w)?];
         let mut operands = Operands { inputs, outputs: vec![out], tables: vec![] };

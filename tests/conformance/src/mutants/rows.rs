@@ -71,6 +71,7 @@ fn rope(rig: &mut Rig, edit: &Edit) -> Result<()> {
         kv_heads,
         head_dim,
         rotary_dim: rotary,
+        norm: None,
         dtype,
         kv_dtype: dtype,
         block,

@@ -125,6 +125,7 @@ impl Shape {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             rotary_dim: self.head_dim,
+            norm: None,
             dtype: DTYPE,
             kv_dtype: DTYPE,
             block: BLOCK,
@@ -304,7 +305,7 @@ impl Shape {
     pub fn others(&self, load: &Load) -> Result<Vec<Node>> {
         let (t, h) = (load.tokens(), self.hidden);
         let symbols = load.symbols();
-        let norm = rms_norm::cuda::NormProblem { m: Symbol::Tokens, h, dtype: DTYPE, eps: 1e-5 };
+        let norm = rms_norm::cuda::NormProblem::rows(Symbol::Tokens, h, DTYPE, 1e-5);
         let node = |family, role, launches, inputs, outputs| {
             Node::new(family, role, launches, symbols, inputs, outputs)
         };
