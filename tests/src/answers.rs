@@ -41,12 +41,28 @@ const CONFIG: &str = r#"{
 /// # Panics
 /// When it does not compile.
 pub fn plan(dtype: &str, kv: &str, target: &str) -> PathBuf {
+    compiled(&format!("{dtype}-{kv}-{target}"), &CONFIG.replace("DTYPE", dtype), kv, target)
+}
+
+/// As `plan` with bf16 weights and cache, its two layers of these types (`sliding` or `full`), sliding ones with a window
+/// of 64 positions.
+///
+/// # Panics
+/// When it does not compile.
+pub fn windowed(types: [&str; 2], target: &str) -> PathBuf {
+    let layers = types.map(|t| format!("\"{t}_attention\"")).join(", ");
+    let fields = format!("\"sliding_window\": 64, \"layer_types\": [{layers}], \"architectures\"");
+    let config = CONFIG.replace("DTYPE", "bfloat16").replace("\"architectures\"", &fields);
+    compiled(&format!("{}-{target}", types.join("-")), &config, "bf16", target)
+}
+
+fn compiled(name: &str, config_text: &str, kv: &str, target: &str) -> PathBuf {
     static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
     let dir = DIR.get_or_init(|| tempfile::tempdir().unwrap()).path();
-    let out = dir.join(format!("{dtype}-{kv}-{target}.plan"));
+    let out = dir.join(format!("{name}.plan"));
     if !out.exists() {
-        let config = dir.join(format!("{dtype}-{kv}-{target}.json"));
-        std::fs::write(&config, CONFIG.replace("DTYPE", dtype)).unwrap();
+        let config = dir.join(format!("{name}.json"));
+        std::fs::write(&config, config_text).unwrap();
         let config = config.to_str().unwrap();
         let args = [
             "--config",
