@@ -36,18 +36,18 @@ impl Bench {
         engine.warm()?;
         let info = engine.info();
         let (t, s) = (info.max_num_tokens as usize, info.max_batch as usize);
-        let step = StepPlan::with_capacity(t, s, s, info.n_blocks as usize);
+        let blocks = s * info.max_seq_len.div_ceil(info.block_tokens) as usize;
+        let step = StepPlan::with_capacity(t, s, s, blocks, info.groups.len());
         let out = StepOutput::with_capacity(s);
         Ok(Bench { engine, step, out, last: Vec::with_capacity(s), kept: vec![] })
     }
 
     fn fits(&self, case: &Case) -> Result<()> {
         let info = self.engine.info();
-        let blocks = case.sequences * (case.prompt + case.new).div_ceil(info.block_tokens);
         ensure!(
             case.sequences <= info.max_batch
                 && case.prompt + case.new <= info.max_seq_len
-                && blocks <= info.n_blocks,
+                && case.sequences <= info.places(case.prompt + case.new),
             "the case does not fit the plan's limits: {case:?}"
         );
         Ok(())
@@ -57,9 +57,9 @@ impl Bench {
     /// rows of its prompt, or its last token.
     fn step(&mut self, case: &Case, sequences: Range<u32>, q_len: u32, kv_len: u32) -> Result<()> {
         let info = self.engine.info();
-        let per = (case.prompt + case.new).div_ceil(info.block_tokens);
+        let room = case.prompt + case.new;
         // Nothing else reaches the pool's end.
-        let base = if case.extra == Extra::Kept { info.n_blocks - case.sequences * per } else { 0 };
+        let base = if case.extra == Extra::Kept { info.places(room) - case.sequences } else { 0 };
         self.step.clear();
         for (i, s) in (0..).zip(sequences) {
             if kv_len <= case.prompt {
@@ -69,14 +69,14 @@ impl Bench {
                 self.step.tokens.push(TokenSource::Literal(self.last[s as usize]));
             }
             self.step.positions.extend(kv_len - q_len..kv_len);
-            self.step.blocks.extend(base + s * per..base + (s + 1) * per);
+            let (blocks_start, blocks_len) = self.step.push_own_blocks(info, base + s, room, kv_len - q_len);
             self.step.seqs.push(SeqStep {
                 slot: Slot(s),
                 q_start: i * q_len,
                 q_len,
                 kv_len,
-                blocks_start: i * per,
-                blocks_len: per,
+                blocks_start,
+                blocks_len,
                 adapter: None,
             });
             if kv_len >= case.prompt {

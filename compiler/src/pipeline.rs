@@ -5,7 +5,8 @@ use std::fs;
 
 use lathe_ir::driver::{Pass, Precision, Rule, drive};
 use lathe_ir::{Graph, verify};
-use lathe_plan::schema::{CacheKind, Operand, Place, Program, Target};
+use lathe_plan::kv::KvPools;
+use lathe_plan::schema::{Limits, Operand, Place, Program, Target};
 use lathe_plan::{CodeWriter, MemoryReport, MemoryRequest, Tables};
 
 use crate::checkpoint::TensorSource;
@@ -88,7 +89,7 @@ pub fn compile(
         }
         tracing::debug!(program = program.name, ?arena, "arena");
     }
-    run.outcome.memory = Some(memory_totals(&programs[0], card.limits.kv_tokens));
+    run.outcome.memory = Some(memory_totals(&programs[0], &card.limits));
     run.programs_after(Phase::Schedule, &programs)?;
     observer.phase_ended(Phase::Schedule);
     if options.to == Phase::Schedule {
@@ -307,19 +308,14 @@ impl Run<'_> {
     }
 }
 
-fn memory_totals(program: &Program, kv_tokens: u64) -> MemoryTotals {
-    let mut totals = MemoryTotals {
+fn memory_totals(program: &Program, limits: &Limits) -> MemoryTotals {
+    let pools = KvPools::for_tokens(&program.cache_groups, limits, limits.kv_tokens);
+    MemoryTotals {
         arena_bytes: program.arena_bytes,
         scratch_bytes: program.scratch_bytes,
-        ..MemoryTotals::default()
-    };
-    for group in &program.cache_groups {
-        if let CacheKind::Paged { block, .. } = group.kind {
-            totals.kv_bytes_per_token += group.bytes_per_block / u64::from(block);
-            totals.kv_bytes += group.bytes_per_block * kv_tokens.div_ceil(u64::from(block));
-        }
+        kv_bytes_per_token: pools.groups.iter().map(|g| g.block_bytes / pools.block_tokens).sum(),
+        kv_bytes: pools.bytes(),
     }
-    totals
 }
 
 /// A program for people, a line per buffer and launch.

@@ -291,6 +291,7 @@ fn kernels(kernels: &[KernelReport], text: &mut String) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lathe_plan::kv::{KvPool, KvPools};
     use lathe_plan::schema::{GenerationDefaults, Limits};
 
     fn card() -> ModelCard {
@@ -328,10 +329,11 @@ mod tests {
             logits_in_arena: 400,
             threads: 2,
             scratch_per_thread: 64,
-            kv_block_tokens: 16,
-            kv_blocks: 1,
-            kv_blocks_least: 1,
-            kv_block_bytes: 8192,
+            pools: KvPools {
+                block_tokens: 16,
+                tokens: 16,
+                groups: vec![KvPool { window: None, blocks: 1, blocks_least: 1, block_bytes: 8192 }],
+            },
             kv: 8192,
             sampler: 100,
             device: None,

@@ -149,7 +149,7 @@ fn what_cannot_be_imported_is_named() {
             "config.json: architectures: is missing: it names the model's architecture",
         ),
         (json!({"hidden_act": "gelu"}), "unsupported hidden_act gelu: supported: silu"),
-        (json!({"sliding_window": 4096}), "unsupported sliding_window 4096: supported: full attention"),
+        (json!({"layer_types": ["sliding_attention"]}), "config.json: layer_types: is no list of 2 types"),
         (
             json!({"rope_scaling": {"rope_type": "yarn"}}),
             "unsupported rope_type yarn: supported: default, linear, llama3",

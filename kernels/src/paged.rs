@@ -7,6 +7,7 @@
 use std::marker::PhantomData;
 
 use lathe_numerics::contract::PANEL;
+use lathe_numerics::window::{NO_BLOCK, first_block};
 use lathe_numerics::{ATTENTION_LEAF, DType};
 
 use crate::error::{KernelError, at_least, at_most, product};
@@ -184,6 +185,7 @@ pub struct Batch<'a> {
     blocks: &'a [u32],
     block: usize,
     n_blocks: usize,
+    window: Option<u32>,
     rows: usize,
 }
 
@@ -199,7 +201,23 @@ impl<'a> Batch<'a> {
         block: usize,
         n_blocks: usize,
     ) -> Result<Self, KernelError> {
+        Self::windowed(seqs, blocks, block, n_blocks, None)
+    }
+
+    /// As [`Batch::new`], for rows that see the last `window` positions alone, their own included: entries of blocks of
+    /// which a sequence's rows see nothing may be `NO_BLOCK`. Kernels must not look these up.
+    ///
+    /// # Errors
+    /// As [`Batch::new`].
+    pub fn windowed(
+        seqs: &'a [Sequence],
+        blocks: &'a [u32],
+        block: usize,
+        n_blocks: usize,
+        window: Option<u32>,
+    ) -> Result<Self, KernelError> {
         at_least(NAME, "block", 1, block)?;
+        at_most(NAME, "block", ATTENTION_LEAF, block)?;
         let mut rows = 0;
         for s in seqs {
             at_least(NAME, "q_start", rows, s.q_start)?;
@@ -209,12 +227,20 @@ impl<'a> Batch<'a> {
             at_most(NAME, "kv_len", u32::MAX as usize, s.kv_len)?;
             let end = s.blocks_start.saturating_add(s.kv_len.div_ceil(block));
             at_least(NAME, "block table", end, blocks.len())?;
-            for id in &blocks[s.blocks_start..end] {
-                at_most(NAME, "block id", n_blocks.saturating_sub(1), *id as usize)?;
-                at_least(NAME, "blocks", 1, n_blocks)?;
+            let seen = first_block((s.kv_len - s.q_len) as u32, window, block as u32) as usize;
+            for (i, id) in blocks[s.blocks_start..end].iter().enumerate() {
+                if *id != NO_BLOCK || i >= seen {
+                    at_most(NAME, "block id", n_blocks.saturating_sub(1), *id as usize)?;
+                    at_least(NAME, "blocks", 1, n_blocks)?;
+                }
             }
         }
-        Ok(Batch { seqs, blocks, block, n_blocks, rows })
+        Ok(Batch { seqs, blocks, block, n_blocks, window, rows })
+    }
+
+    /// Positions that a row sees of which the block table is whole; `None` is all.
+    pub fn window(&self) -> Option<u32> {
+        self.window
     }
 
     /// The sequences.
@@ -237,7 +263,7 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Block id of `position` (below `kv_len`) of a sequence.
+    /// Block id of `position` of a sequence: below `kv_len`, and within the window of one of its rows.
     #[inline(always)]
     pub(crate) fn block_of(&self, s: &Sequence, position: usize) -> u32 {
         self.blocks[s.blocks_start + position / self.block]
@@ -302,5 +328,16 @@ mod tests {
         assert!(Batch::new(&[Sequence { kv_len: usize::MAX, ..ok }], &[0, 4], 32, 5).is_err());
         assert!(Batch::new(&[Sequence { q_start: usize::MAX, ..ok }], &[0, 4], 32, 5).is_err());
         assert!(Batch::new(&[ok], &[0, 0], 32, 0).is_err());
+    }
+
+    #[test]
+    fn what_no_row_sees_needs_no_block() {
+        // Rows at positions 64 and 65, of which the first sees 62 with a window of 3.
+        let seq = Sequence { q_start: 0, q_len: 2, kv_len: 66, blocks_start: 0 };
+        let windowed = |ids: [u32; 3], window| Batch::windowed(&[seq], &ids, 32, 5, window).is_ok();
+        assert!(windowed([NO_BLOCK, 1, 4], Some(3)) && windowed([3, 1, 4], Some(3)));
+        assert!(windowed([NO_BLOCK, NO_BLOCK, 4], Some(1)));
+        assert!(!windowed([NO_BLOCK, NO_BLOCK, 4], Some(2)) && !windowed([0, 1, NO_BLOCK], Some(1)));
+        assert!(!windowed([5, 1, 4], Some(3)) && !windowed([NO_BLOCK, 1, 4], None));
     }
 }

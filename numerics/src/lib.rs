@@ -8,6 +8,7 @@ pub mod dtype;
 pub mod exp;
 pub mod gating;
 pub mod philox;
+pub mod window;
 
 pub use activation::Activation;
 pub use contract::{ATTENTION_LEAF, ContractId, gemm_slices};

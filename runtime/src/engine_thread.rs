@@ -15,7 +15,9 @@ use lathe_api::{
     Engine, EngineError, EngineInfo, RowOutput, SampleRow, SeqStep, SlotState, StepOutput, StepPlan, Ticket,
     TokenSource, Wanted,
 };
-use lathe_scheduler::{Limits, LimitsError, NewSequence, Progress, Refusal, Scheduler, SeqId, Step};
+use lathe_scheduler::{
+    GroupLimits, Limits, LimitsError, NewSequence, Progress, Refusal, Scheduler, SeqId, Step,
+};
 use tokio::sync::{mpsc as events, watch};
 
 use crate::backend::{Backend, Event, Finish, Health, Refused, SequenceRequest, TokenScore};
@@ -87,7 +89,7 @@ pub fn start(
         max_num_tokens: info.max_num_tokens,
         max_sample_rows: info.max_sample_rows,
         max_seq_len: info.max_seq_len,
-        n_blocks: info.n_blocks,
+        groups: info.groups.iter().map(|g| GroupLimits { n_blocks: g.n_blocks, window: g.window }).collect(),
         block_tokens: info.block_tokens,
         chunk_limit: policy.chunk_limit,
         max_queue: policy.max_queue,
@@ -100,7 +102,7 @@ pub fn start(
         next_request: AtomicU64::new(0),
         n_active: AtomicUsize::new(0),
     });
-    metrics.set_cache(info.n_blocks, info.block_tokens);
+    metrics.set_cache(info.groups.first().map_or(0, |g| g.n_blocks), info.block_tokens);
     let health = shared.health.clone();
     let mut work = EngineThread::new(&info, scheduler, metrics);
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
@@ -330,14 +332,20 @@ const MAX_EMPTY_STEPS: u32 = 3;
 impl EngineThread {
     fn new(info: &EngineInfo, scheduler: Scheduler, metrics: Arc<Metrics>) -> Self {
         let (batch, rows) = (info.max_batch as usize, info.max_sample_rows as usize);
-        let blocks_per_seq = info.max_seq_len.div_ceil(info.block_tokens).min(info.n_blocks) as usize;
+        let blocks = batch * info.max_seq_len.div_ceil(info.block_tokens) as usize;
         EngineThread {
             max_seq_len: info.max_seq_len,
             scheduler,
             metrics,
             live: HashMap::with_capacity(batch * 2),
             next_id: 0,
-            plan: StepPlan::with_capacity(info.max_num_tokens as usize, batch, rows, batch * blocks_per_seq),
+            plan: StepPlan::with_capacity(
+                info.max_num_tokens as usize,
+                batch,
+                rows,
+                blocks,
+                info.groups.len(),
+            ),
             output: StepOutput::with_capacity(rows),
             next: Flight::new(info),
             flying: VecDeque::with_capacity(info.steps_ahead as usize + 1),
@@ -595,15 +603,17 @@ impl EngineThread {
                 plan.tokens.push(TokenSource::Row(row));
             }
             plan.positions.extend(part.start..end);
-            let blocks_start = plan.blocks.len() as u32;
-            plan.blocks.extend(self.scheduler.block_table(part.slot).iter().map(|block| block.0));
+            let blocks_start = plan.blocks.first().map_or(0, Vec::len) as u32;
+            for (group, blocks) in plan.blocks.iter_mut().enumerate() {
+                blocks.extend(self.scheduler.block_table(group, part.slot).iter().map(|block| block.0));
+            }
             plan.seqs.push(SeqStep {
                 slot,
                 q_start,
                 q_len: part.len,
                 kv_len: end,
                 blocks_start,
-                blocks_len: plan.blocks.len() as u32 - blocks_start,
+                blocks_len: plan.blocks.first().map_or(0, Vec::len) as u32 - blocks_start,
                 adapter: None,
             });
             for position in part.sample_rows.clone() {

@@ -101,6 +101,7 @@ pub struct Metrics {
     running: AtomicU64,
     waiting: AtomicU64,
     blocks_used: AtomicU64,
+    blocks_of: AtomicU64,
     n_blocks: AtomicU64,
     block_tokens: AtomicU64,
     preemptions: AtomicU64,
@@ -136,6 +137,7 @@ impl Metrics {
             running: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             blocks_used: AtomicU64::new(0),
+            blocks_of: AtomicU64::new(0),
             n_blocks: AtomicU64::new(0),
             block_tokens: AtomicU64::new(0),
             preemptions: AtomicU64::new(0),
@@ -164,6 +166,7 @@ impl Metrics {
         }
     }
 
+    /// Blocks of the first cache group, and positions per block.
     pub(crate) fn set_cache(&self, n_blocks: u32, block_tokens: u32) {
         self.n_blocks.store(n_blocks.into(), Ordering::Relaxed);
         self.block_tokens.store(block_tokens.into(), Ordering::Relaxed);
@@ -173,6 +176,7 @@ impl Metrics {
         self.running.store(stats.n_running as u64, Ordering::Relaxed);
         self.waiting.store(stats.n_queued as u64, Ordering::Relaxed);
         self.blocks_used.store(stats.n_blocks_used.into(), Ordering::Relaxed);
+        self.blocks_of.store(stats.n_blocks.into(), Ordering::Relaxed);
         self.preemptions.store(stats.n_preemptions, Ordering::Relaxed);
     }
 
@@ -235,8 +239,9 @@ impl Metrics {
         page.head("gauge", "num_requests_waiting_by_reason", "Waiting sequences by what they wait for.");
         page.line("num_requests_waiting_by_reason", ",reason=\"capacity\"", waiting);
         page.line("num_requests_waiting_by_reason", ",reason=\"deferred\"", 0);
-        let usage = if n_blocks == 0 { 0.0 } else { load(&self.blocks_used) as f64 / n_blocks as f64 };
-        page.value("gauge", "kv_cache_usage_perc", "Used part of the KV blocks, 1 is all.", usage);
+        let usage = load(&self.blocks_used) as f64 / load(&self.blocks_of).max(1) as f64;
+        let what = "Used part of the KV blocks of the fullest cache group, 1 is all.";
+        page.value("gauge", "kv_cache_usage_perc", what, usage);
         page.head("gauge", "cache_config_info", "Sizes of the KV cache.");
         let sizes = format!(",block_size=\"{}\",num_gpu_blocks=\"{n_blocks}\"", load(&self.block_tokens));
         page.line("cache_config_info", &sizes, 1);
@@ -357,9 +362,9 @@ mod tests {
     }
 
     #[test]
-    fn usage_is_a_fraction_of_the_pool() {
+    fn usage_is_a_fraction_of_the_fullest_pool() {
         let metrics = Metrics::new(10);
-        metrics.set_cache(8, 16);
+        metrics.set_cache(80, 16);
         metrics.set_load(&Stats {
             n_queued: 3,
             n_running: 2,
@@ -372,7 +377,7 @@ mod tests {
             r#"vllm:kv_cache_usage_perc{model_name="m",engine="0"} 0.25"#,
             r#"vllm:num_requests_waiting{model_name="m",engine="0"} 3"#,
             r#"vllm:num_requests_running{model_name="m",engine="0"} 2"#,
-            r#"vllm:cache_config_info{model_name="m",engine="0",block_size="16",num_gpu_blocks="8"} 1"#,
+            r#"vllm:cache_config_info{model_name="m",engine="0",block_size="16",num_gpu_blocks="80"} 1"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} missing in\n{text}");
         }

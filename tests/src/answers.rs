@@ -12,19 +12,19 @@ use crate::drive::{Answer, Conditions, Request, compile, run, token};
 
 /// An engine that shows its KV cache.
 pub trait Subject: Engine {
-    /// The bytes of a block; `None` where there is no such block.
-    fn kv_block(&mut self, block: u32) -> Option<Vec<u8>>;
+    /// The bytes of a block of a cache group; `None` where there is no such block.
+    fn kv_block(&mut self, group: usize, block: u32) -> Option<Vec<u8>>;
 }
 
 impl Subject for CpuEngine {
-    fn kv_block(&mut self, block: u32) -> Option<Vec<u8>> {
-        self.block(block).map(<[u8]>::to_vec)
+    fn kv_block(&mut self, group: usize, block: u32) -> Option<Vec<u8>> {
+        self.block(group, block).map(<[u8]>::to_vec)
     }
 }
 
 impl Subject for CudaEngine {
-    fn kv_block(&mut self, block: u32) -> Option<Vec<u8>> {
-        self.block(block).ok()
+    fn kv_block(&mut self, group: usize, block: u32) -> Option<Vec<u8>> {
+        self.block(group, block).ok()
     }
 }
 
@@ -41,12 +41,28 @@ const CONFIG: &str = r#"{
 /// # Panics
 /// When it does not compile.
 pub fn plan(dtype: &str, kv: &str, target: &str) -> PathBuf {
+    compiled(&format!("{dtype}-{kv}-{target}"), &CONFIG.replace("DTYPE", dtype), kv, target)
+}
+
+/// As `plan` with bf16 weights and cache, its two layers of these types (`sliding` or `full`), sliding ones with a window
+/// of 64 positions.
+///
+/// # Panics
+/// When it does not compile.
+pub fn windowed(types: [&str; 2], target: &str) -> PathBuf {
+    let layers = types.map(|t| format!("\"{t}_attention\"")).join(", ");
+    let fields = format!("\"sliding_window\": 64, \"layer_types\": [{layers}], \"architectures\"");
+    let config = CONFIG.replace("DTYPE", "bfloat16").replace("\"architectures\"", &fields);
+    compiled(&format!("{}-{target}", types.join("-")), &config, "bf16", target)
+}
+
+fn compiled(name: &str, config_text: &str, kv: &str, target: &str) -> PathBuf {
     static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
     let dir = DIR.get_or_init(|| tempfile::tempdir().unwrap()).path();
-    let out = dir.join(format!("{dtype}-{kv}-{target}.plan"));
+    let out = dir.join(format!("{name}.plan"));
     if !out.exists() {
-        let config = dir.join(format!("{dtype}-{kv}-{target}.json"));
-        std::fs::write(&config, CONFIG.replace("DTYPE", dtype)).unwrap();
+        let config = dir.join(format!("{name}.json"));
+        std::fs::write(&config, config_text).unwrap();
         let config = config.to_str().unwrap();
         let args = [
             "--config",
@@ -133,44 +149,42 @@ pub fn same(want: &[Answer], got: &[Answer], how: &str) {
 /// # Panics
 /// When the engine refuses a step.
 pub fn kv_of(engine: &mut dyn Subject, ids: &[u32], chunk: usize, beside: bool) -> (Vec<u8>, Vec<f32>) {
-    let block = engine.info().block_tokens as usize;
-    let n_blocks = ids.len().div_ceil(block);
+    let info = engine.info().clone();
+    let room = ids.len() as u32;
     engine.bind(Slot(0), SlotState { prompt: ids, ..SlotState::default() }).unwrap();
     engine.bind(Slot(1), SlotState { prompt: ids, ..SlotState::default() }).unwrap();
     let (mut out, mut logits) = (StepOutput::default(), Vec::new());
     let mut neighbour = 0;
     for start in (0..ids.len()).step_by(chunk) {
         let len = chunk.min(ids.len() - start);
-        let mut step = StepPlan::default();
+        let mut step = StepPlan::with_capacity(0, 0, 0, 0, info.groups.len());
         // A decoding neighbour in blocks of its own.
         if beside {
             step.tokens.push(TokenSource::Literal(token(neighbour, 611)));
             step.positions.push(neighbour as u32);
             neighbour += 1;
-            let blocks = neighbour.div_ceil(block as u64) as u32;
-            step.blocks.extend((0..blocks).map(|b| n_blocks as u32 + b));
+            let (blocks_start, blocks_len) = step.push_own_blocks(&info, 1, room, neighbour as u32 - 1);
             step.seqs.push(SeqStep {
                 slot: Slot(1),
                 q_start: 0,
                 q_len: 1,
                 kv_len: neighbour as u32,
-                blocks_start: 0,
-                blocks_len: blocks,
+                blocks_start,
+                blocks_len,
                 adapter: None,
             });
         }
         let q_start = step.tokens.len() as u32;
-        let blocks_start = step.blocks.len() as u32;
         step.tokens.extend(ids[start..start + len].iter().map(|id| TokenSource::Literal(*id)));
         step.positions.extend((start..start + len).map(|p| p as u32));
-        step.blocks.extend(0..n_blocks as u32);
+        let (blocks_start, blocks_len) = step.push_own_blocks(&info, 0, room, start as u32);
         step.seqs.push(SeqStep {
             slot: Slot(0),
             q_start,
             q_len: len as u32,
             kv_len: (start + len) as u32,
             blocks_start,
-            blocks_len: n_blocks as u32,
+            blocks_len,
             adapter: None,
         });
         step.rows.push(lathe_api::SampleRow {
@@ -187,6 +201,7 @@ pub fn kv_of(engine: &mut dyn Subject, ids: &[u32], chunk: usize, beside: bool) 
         engine.collect(ticket, &mut out).unwrap();
         logits = engine.logits().to_vec();
     }
-    let bytes = (0..n_blocks as u32).flat_map(|b| engine.kv_block(b).unwrap_or_default()).collect();
+    let n_blocks = room.div_ceil(info.block_tokens);
+    let bytes = (0..n_blocks).flat_map(|b| engine.kv_block(0, b).unwrap_or_default()).collect();
     (bytes, logits)
 }

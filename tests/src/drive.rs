@@ -14,7 +14,7 @@ use lathe_cuda::{CudaEngine, CudaOptions};
 use lathe_emulator::{CheckOptions, DeviceModel, Emulator, EmulatorOptions};
 use lathe_plan::Plan;
 use lathe_plan::schema::Target;
-use lathe_scheduler::{Limits, NewSequence, Scheduler, SeqId, Step};
+use lathe_scheduler::{GroupLimits, Limits, NewSequence, Scheduler, SeqId, Step};
 
 /// What a client asks for.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +58,7 @@ pub struct TokenBits {
 pub struct Conditions {
     /// Largest prefill chunk.
     pub chunk: Option<u32>,
-    /// Blocks that the scheduler may use; fewer than the engine's force preemption.
+    /// Blocks that the scheduler may use of each cache group; fewer than the engine's force preemption.
     pub n_blocks: Option<u32>,
     /// Requests that arrive per step; 0 is all at once.
     pub arrivals_per_step: usize,
@@ -129,7 +129,6 @@ pub fn emulate(plan: &Path, how: Emulation) -> Result<CudaEngine> {
 pub fn logits(engine: &mut dyn Engine, ids: &[u32]) -> Vec<f32> {
     let info = engine.info().clone();
     let chunk = info.max_sample_rows.min(info.max_num_tokens) as usize;
-    let blocks = ids.len().div_ceil(info.block_tokens as usize) as u32;
     let (mut all, mut out) = (Vec::new(), StepOutput::default());
     for start in (0..ids.len()).step_by(chunk) {
         let len = chunk.min(ids.len() - start);
@@ -142,21 +141,20 @@ pub fn logits(engine: &mut dyn Engine, ids: &[u32]) -> Vec<f32> {
             top_logprobs: None,
             suppress_stops: false,
         };
-        let step = StepPlan {
-            tokens: ids[start..start + len].iter().map(|id| TokenSource::Literal(*id)).collect(),
-            positions: (start as u32..(start + len) as u32).collect(),
-            seqs: vec![SeqStep {
-                slot: Slot(0),
-                q_start: 0,
-                q_len: len as u32,
-                kv_len: (start + len) as u32,
-                blocks_start: 0,
-                blocks_len: blocks,
-                adapter: None,
-            }],
-            blocks: (0..blocks).collect(),
-            rows: (0..len).map(row).collect(),
-        };
+        let mut step = StepPlan::with_capacity(len, 1, len, ids.len(), info.groups.len());
+        step.tokens.extend(ids[start..start + len].iter().map(|id| TokenSource::Literal(*id)));
+        step.positions.extend(start as u32..(start + len) as u32);
+        step.rows.extend((0..len).map(row));
+        let (blocks_start, blocks_len) = step.push_own_blocks(&info, 0, ids.len() as u32, start as u32);
+        step.seqs.push(SeqStep {
+            slot: Slot(0),
+            q_start: 0,
+            q_len: len as u32,
+            kv_len: (start + len) as u32,
+            blocks_start,
+            blocks_len,
+            adapter: None,
+        });
         let ticket = engine.submit(&step).unwrap();
         engine.sample(ticket, None).unwrap();
         engine.collect(ticket, &mut out).unwrap();
@@ -198,7 +196,14 @@ pub fn run(
         },
         max_sample_rows: info.max_sample_rows,
         max_seq_len: info.max_seq_len,
-        n_blocks: conditions.n_blocks.unwrap_or(info.n_blocks),
+        groups: info
+            .groups
+            .iter()
+            .map(|g| GroupLimits {
+                n_blocks: conditions.n_blocks.map_or(g.n_blocks, |n| n.min(g.n_blocks)),
+                window: g.window,
+            })
+            .collect(),
         block_tokens: info.block_tokens,
         chunk_limit: conditions.chunk,
         max_queue: requests.len() + 1,
@@ -206,7 +211,8 @@ pub fn run(
     let mut live: BTreeMap<u64, (usize, Live<'_>)> = BTreeMap::new();
     let mut answers = vec![Answer::default(); requests.len()];
     let mut step = Step::with_capacity(info.max_batch);
-    let (mut plan, mut out) = (StepPlan::default(), StepOutput::default());
+    let mut plan = StepPlan::with_capacity(0, 0, 0, 0, info.groups.len());
+    let mut out = StepOutput::default();
     let mut arrivals = order.iter().enumerate();
     let mut arriving = true;
     while arriving || !scheduler.is_idle() {
@@ -288,9 +294,10 @@ fn fill(
             engine.bind(slot, SlotState { prompt, output, ..SlotState::default() })?;
         }
         let q_start = plan.tokens.len() as u32;
-        let table = scheduler.block_table(s.slot);
-        let blocks_start = plan.blocks.len() as u32;
-        plan.blocks.extend(table.iter().map(|b| b.0));
+        let blocks_start = plan.blocks[0].len() as u32;
+        for (group, blocks) in plan.blocks.iter_mut().enumerate() {
+            blocks.extend(scheduler.block_table(group, s.slot).iter().map(|b| b.0));
+        }
         for position in s.start..s.start + s.len {
             plan.tokens.push(TokenSource::Literal(state.ids[position as usize]));
             plan.positions.push(position);
@@ -301,7 +308,7 @@ fn fill(
             q_len: s.len,
             kv_len: s.start + s.len,
             blocks_start,
-            blocks_len: table.len() as u32,
+            blocks_len: plan.blocks[0].len() as u32 - blocks_start,
             adapter: None,
         });
         for position in s.sample_rows.clone() {

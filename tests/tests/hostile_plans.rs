@@ -59,7 +59,7 @@ fn use_it(plan: Plan) -> Result<(), EngineError> {
                 blocks_len: 1,
                 adapter: None,
             }],
-            blocks: vec![0],
+            blocks: vec![vec![0]; engine.info().groups.len()],
             rows: vec![row],
         };
         let ticket = engine.submit(&step)?;

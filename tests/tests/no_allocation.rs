@@ -51,7 +51,7 @@ fn steps_allocate_nothing() {
     let args = ["--config", config.to_str().unwrap(), "--synthetic-weights", "1", "--max-batch", "4"];
     compile(&args, &plan).unwrap();
     let mut engine = load(&plan, 2, None).unwrap();
-    let (mut step, mut out) = (StepPlan::with_capacity(512, 4, 8, 64), StepOutput::with_capacity(32));
+    let (mut step, mut out) = (StepPlan::with_capacity(512, 4, 8, 64, 1), StepOutput::with_capacity(32));
     let prompts: Vec<Vec<u32>> =
         (0..4).map(|s| (0..100).map(|i| token(s * 500 + i, 1000)).collect()).collect();
 
@@ -82,8 +82,8 @@ fn serve(engine: &mut CpuEngine, prompts: &[Vec<u32>], step: &mut StepPlan, out:
                 step.tokens.push(known.unwrap_or(TokenSource::Row(slot)));
                 step.positions.push(p);
             }
-            let blocks_start = step.blocks.len() as u32;
-            step.blocks.extend(slot * 5..slot * 5 + 5);
+            let blocks_start = step.blocks[0].len() as u32;
+            step.blocks[0].extend(slot * 5..slot * 5 + 5);
             step.seqs.push(SeqStep {
                 slot: Slot(slot),
                 q_start,

@@ -33,7 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "lathe-nvrtc",
         ],
     ),
-    ("lathe-scheduler", &[]),
+    ("lathe-scheduler", &["lathe-numerics"]),
     ("lathe-text", &[]),
     (
         "lathe-runtime",

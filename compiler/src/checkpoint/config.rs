@@ -239,6 +239,29 @@ impl Config {
         Ok(Rope { theta, partial_rotary_factor: partial, scaling: scaling_of })
     }
 
+    /// Positions that attention of each layer sees, its own included, 0 for all: `sliding_window`, in all layers or in
+    /// those that `layer_types` calls `sliding_attention`.
+    ///
+    /// # Errors
+    /// Types for another number of layers, unknown ones, and a sliding layer without a window.
+    pub fn windows(&self, layers: usize) -> Result<Vec<usize>> {
+        const TYPES: &str = "layer_types";
+        let window = self.opt_size("sliding_window")?;
+        let Some(types) = self.get(TYPES) else { return Ok(vec![window.unwrap_or(0); layers]) };
+        let types = types.as_array().filter(|types| types.len() == layers);
+        let types = types.ok_or_else(|| field_error(TYPES, format!("is no list of {layers} types")))?;
+        let of = |layer: &Value| match (layer.as_str(), window) {
+            (Some("full_attention"), _) => Ok(0),
+            (Some("sliding_attention"), Some(window)) => Ok(window),
+            (Some("sliding_attention"), None) => Err(field_error("sliding_window", "is missing")),
+            _ => Err(CompileError::unsupported(
+                format!("layer type {layer}"),
+                "supported: full_attention, sliding_attention",
+            )),
+        };
+        types.iter().map(of).collect()
+    }
+
     /// Refuses a checkpoint whose weights are stored quantized.
     ///
     /// # Errors
@@ -305,6 +328,26 @@ mod tests {
 
     fn config(json: &str) -> Config {
         Config::parse(json.as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn windows_are_of_all_layers_or_of_those_that_slide() {
+        let windows = |json: &str| config(json).windows(3).map_err(|e| e.to_string());
+        assert_eq!(windows("{}"), Ok(vec![0; 3]));
+        assert_eq!(windows(r#"{"sliding_window": 64}"#), Ok(vec![64; 3]));
+        let types = r#"["sliding_attention", "full_attention", "sliding_attention"]"#;
+        let both = format!(r#"{{"sliding_window": 64, "layer_types": {types}}}"#);
+        assert_eq!(windows(&both), Ok(vec![64, 0, 64]));
+        for (json, why) in [
+            (&*format!(r#"{{"layer_types": {types}}}"#), "config.json: sliding_window: is missing"),
+            (r#"{"layer_types": ["full_attention"]}"#, "config.json: layer_types: is no list of 3 types"),
+            (
+                r#"{"layer_types": ["full_attention", "full_attention", "chunked"]}"#,
+                "unsupported layer type \"chunked\": supported: full_attention, sliding_attention",
+            ),
+        ] {
+            assert_eq!(windows(json).unwrap_err(), why);
+        }
     }
 
     #[test]

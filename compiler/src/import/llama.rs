@@ -35,6 +35,8 @@ pub struct Llama {
     attention_bias: bool,
     mlp_bias: bool,
     rope: RopeConfig,
+    /// By layer, 0 for none.
+    windows: Vec<usize>,
 }
 
 fn read(config: &Config) -> Result<Box<dyn Model>> {
@@ -47,12 +49,7 @@ impl Llama {
         if !matches!(act, "silu" | "swish") {
             return Err(CompileError::unsupported(format!("hidden_act {act}"), "supported: silu"));
         }
-        if let Some(window) = config.get("sliding_window") {
-            return Err(CompileError::unsupported(
-                format!("sliding_window {window}"),
-                "supported: full attention",
-            ));
-        }
+        let layers = config.size("num_hidden_layers")?;
         let hidden = config.size("hidden_size")?;
         let heads = config.size("num_attention_heads")?;
         let kv_heads = config.opt_size("num_key_value_heads")?.unwrap_or(heads);
@@ -98,7 +95,8 @@ impl Llama {
         Ok(Llama {
             hidden,
             intermediate: config.size("intermediate_size")?,
-            layers: config.size("num_hidden_layers")?,
+            layers,
+            windows: config.windows(layers)?,
             heads,
             kv_heads,
             head_dim,
@@ -223,7 +221,7 @@ impl Model for Llama {
                 kv_heads: self.kv_heads,
                 head_dim: self.head_dim,
                 scale: (1.0 / (self.head_dim as f64).sqrt()) as f32,
-                window: 0,
+                window: self.windows[layer],
                 softcap: 0.0,
                 out: dtype,
             };

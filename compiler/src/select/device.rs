@@ -12,7 +12,7 @@ use lathe_kernels::{
     sampling,
 };
 use lathe_numerics::DType;
-use lathe_plan::schema::{Buffer, CacheKind, Expr, Layout, Operand, Place, Target};
+use lathe_plan::schema::{Buffer, CacheGroup, CacheKind, Expr, Layout, Operand, Place, Target};
 
 use super::Selection;
 use super::rope::norm_over;
@@ -145,8 +145,8 @@ impl Selection<'_> {
                 norm: None,
                 dtype: out.dtype,
                 kv_dtype: rotation[2].dtype,
-                block: self.block(),
-                block_bytes: self.block_bytes(),
+                block: self.block(&rotation[2]),
+                block_bytes: self.block_bytes(&rotation[2]),
             }
         };
         match &self.graph.node(id).op {
@@ -240,8 +240,8 @@ impl Selection<'_> {
                 scale: op.scale,
                 dtype: x.dtype,
                 kv_dtype: inputs[1].dtype,
-                block: self.block(),
-                block_bytes: self.block_bytes(),
+                block: self.block(&inputs[1]),
+                block_bytes: self.block_bytes(&inputs[1]),
                 max_seq_len: self.max_seq_len as usize,
                 max_seqs: most(Symbol::Sequences),
                 max_tokens: most(Symbol::Tokens),
@@ -260,15 +260,23 @@ impl Selection<'_> {
         table.rows.constant as usize
     }
 
-    fn block(&self) -> usize {
-        match self.cache_groups.first().map(|g| g.kind) {
+    /// The cache group of a cache operand.
+    fn group(&self, cache: &Operand) -> Option<&CacheGroup> {
+        match cache.place {
+            Place::Cache { group, .. } => self.cache.groups.get(group as usize),
+            Place::Buffer(_) | Place::Weight(_) | Place::Input(_) => None,
+        }
+    }
+
+    fn block(&self, cache: &Operand) -> usize {
+        match self.group(cache).map(|g| g.kind) {
             Some(CacheKind::Paged { block, .. }) => block as usize,
             _ => 0,
         }
     }
 
-    fn block_bytes(&self) -> u64 {
-        self.cache_groups.first().map_or(0, |g| g.bytes_per_block)
+    fn block_bytes(&self, cache: &Operand) -> u64 {
+        self.group(cache).map_or(0, |g| g.bytes_per_block)
     }
 }
 

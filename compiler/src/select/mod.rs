@@ -4,6 +4,7 @@
 //! Needs: a verified graph in execution order. Gives: a program whose buffers have no offsets yet, the weights it reads
 //! and the device sources it needs. An op without a kernel is a typed error that names the node.
 
+mod cache;
 mod device;
 mod rope;
 mod rows;
@@ -16,23 +17,17 @@ use lathe_ir::facts::Dim;
 use lathe_ir::ops::{Attention, Op};
 use lathe_ir::{Facts, Graph};
 use lathe_kernels::elementwise::{Binary, Unary};
-use lathe_kernels::paged::KvLayout;
 use lathe_numerics::DType;
 use lathe_numerics::contract::PANEL;
 use lathe_plan::operand::SYMBOL_NAMES;
-use lathe_plan::schema::{
-    Buffer, CacheGroup, CacheKind, CacheLayer, Expr, Input, Launch, Layout, Operand, Param, Program, Symbol,
-    Target,
-};
+use lathe_plan::schema::{Buffer, Expr, Input, Launch, Layout, Operand, Param, Program, Symbol, Target};
 
 use crate::error::{CompileError, Result};
+use cache::CacheGroups;
+pub use cache::KV_BLOCK;
 pub use device::{DeviceCode, KernelUse};
 use rows::norm_params;
 pub use weights::{WeightTable, WeightUse};
-
-/// Positions per KV block: long enough that a block's tiles are whole cache lines, short enough that the last block of
-/// a sequence wastes little.
-pub const KV_BLOCK: u32 = 32;
 
 /// A program and the device code that it needs.
 #[derive(Clone, Debug)]
@@ -76,7 +71,7 @@ pub fn select(
         buffers: selection.buffers,
         arena_bytes: 0,
         scratch_bytes: 0,
-        cache_groups: selection.cache_groups,
+        cache_groups: selection.cache.groups,
         launches: selection.launches,
         logits,
         modules: vec![],
@@ -96,7 +91,7 @@ struct Selection<'a> {
     buffers: Vec<Buffer>,
     /// Buffer of each IR value, once written.
     buffer_of: HashMap<ValueId, u32>,
-    cache_groups: Vec<CacheGroup>,
+    cache: CacheGroups,
     launches: Vec<Launch>,
     code: DeviceCode,
 }
@@ -118,7 +113,6 @@ impl<'a> Selection<'a> {
             symbols.push(Symbol { name: name.into(), min: symbol.min as u64, max: symbol.max as u64 });
             symbol_index[id.index()] = index as u32;
         }
-        let cache_groups = graph.cache().map(cache_group).transpose()?.into_iter().collect();
         Ok(Selection {
             graph,
             target,
@@ -128,7 +122,7 @@ impl<'a> Selection<'a> {
             symbol_index,
             buffers: Vec::new(),
             buffer_of: HashMap::new(),
-            cache_groups,
+            cache: CacheGroups::new(graph, max_seq_len)?,
             launches: Vec::new(),
             code: DeviceCode::default(),
         })
@@ -265,7 +259,7 @@ impl<'a> Selection<'a> {
 
     /// Positions that a row sees, where they may be fewer than a sequence has.
     fn window(&self, op: &Attention) -> Option<u32> {
-        u32::try_from(op.window).ok().filter(|w| (1..self.max_seq_len).contains(w))
+        cache::window_of(op, self.max_seq_len)
     }
 
     fn on_device(&self) -> bool {
@@ -414,10 +408,8 @@ impl<'a> Selection<'a> {
     }
 
     fn cache(&self, id: NodeId, layer: usize) -> Result<Operand> {
-        match self.cache_groups.first().and_then(|g| g.layers.get(layer)) {
-            Some(facts) => Ok(Operand::cache(0, layer as u32, facts)),
-            None => Err(self.unsupported(id, format!("the cache has no layer {layer}"))),
-        }
+        let missing = || self.unsupported(id, format!("the cache has no layer {layer}"));
+        self.cache.operand(layer).ok_or_else(missing)
     }
 
     fn unsupported(&self, id: NodeId, why: impl Into<String>) -> CompileError {
@@ -429,24 +421,6 @@ impl<'a> Selection<'a> {
 /// The bound of an attention's scores, if they have one.
 fn softcap(op: &Attention) -> Option<f32> {
     Some(op.softcap).filter(|cap| *cap != 0.0)
-}
-
-fn cache_group(cache: &lathe_ir::facts::Cache) -> Result<CacheGroup> {
-    let layout = KvLayout::new(cache.dtype, cache.kv_heads, cache.head_dim, KV_BLOCK as usize)
-        .map_err(|e| CompileError::unsupported(format!("kv cache @{}", cache.name), e.to_string()))?;
-    let bytes = layout.block_bytes() as u64;
-    let layer = |index: usize| CacheLayer {
-        kv_heads: cache.kv_heads as u32,
-        head_dim: cache.head_dim as u32,
-        dtype: cache.dtype,
-        offset: index as u64 * bytes,
-    };
-    Ok(CacheGroup {
-        kind: CacheKind::Paged { block: KV_BLOCK, window: None },
-        replay_exact: true,
-        bytes_per_block: bytes * cache.layers as u64,
-        layers: (0..cache.layers).map(layer).collect(),
-    })
 }
 
 fn int(name: &str, value: usize) -> (String, Param) {

@@ -22,7 +22,8 @@ pub struct SeqStep {
     pub q_len: u32,
     /// Positions in the cache after this step; the rows' positions are `kv_len - q_len .. kv_len`.
     pub kv_len: u32,
-    /// Start of this sequence's block ids in `StepPlan::blocks`, and their number; covers at least `kv_len` positions.
+    /// Start of this sequence's block ids in the list of every group of `StepPlan::blocks`, and their number; covers at
+    /// least `kv_len` positions.
     pub blocks_start: u32,
     /// See `blocks_start`.
     pub blocks_len: u32,
@@ -61,7 +62,7 @@ pub struct SampleRow {
 }
 
 /// One step. Buffers are reused from step to step.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct StepPlan {
     /// `[t]` token ids, sequence after sequence.
     pub tokens: Vec<TokenSource>,
@@ -69,30 +70,39 @@ pub struct StepPlan {
     pub positions: Vec<u32>,
     /// `[s]`.
     pub seqs: Vec<SeqStep>,
-    /// Block ids of all sequences, cache group 0.
-    pub blocks: Vec<u32>,
+    /// Block ids of all sequences, a list per cache group; in each a sequence has the same place. Entry `i` of a sequence
+    /// holds its positions `i * block..`; [`NO_BLOCK`](crate::NO_BLOCK) where none of its rows sees any of them.
+    pub blocks: Vec<Vec<u32>>,
     /// `[r]`, ascending by `row`.
     pub rows: Vec<SampleRow>,
 }
 
+impl Default for StepPlan {
+    /// An empty step of one cache group.
+    fn default() -> Self {
+        Self::with_capacity(0, 0, 0, 0, 1)
+    }
+}
+
 impl StepPlan {
-    /// An empty step that holds `t` tokens, `s` sequences, `r` rows and `blocks` block ids without allocating again.
-    pub fn with_capacity(t: usize, s: usize, r: usize, blocks: usize) -> Self {
+    /// An empty step that holds `t` tokens, `s` sequences, `r` rows and `blocks` block ids in each of `groups` cache
+    /// groups without allocating again.
+    pub fn with_capacity(t: usize, s: usize, r: usize, blocks: usize, groups: usize) -> Self {
         StepPlan {
             tokens: Vec::with_capacity(t),
             positions: Vec::with_capacity(t),
             seqs: Vec::with_capacity(s),
-            blocks: Vec::with_capacity(blocks),
+            blocks: (0..groups).map(|_| Vec::with_capacity(blocks)).collect(),
             rows: Vec::with_capacity(r),
         }
     }
 
-    /// Empties all lists, keeping their memory.
+    /// Empties all lists, keeping their memory and the number of groups.
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();
         self.seqs.clear();
-        self.blocks.clear();
+        self.blocks.iter_mut().for_each(Vec::clear);
         self.rows.clear();
     }
 }

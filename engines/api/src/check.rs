@@ -1,9 +1,13 @@
 //! What every engine refuses before it touches anything: the rules of the batch schema, in one place.
 
-use crate::{EngineError, MAX_TOP_LOGPROBS, Slot, SlotState, StepPlan, TokenMasks, TokenSource, Wanted};
+use lathe_numerics::window::{NO_BLOCK, first_block};
+
+use crate::{
+    BlockGroup, EngineError, MAX_TOP_LOGPROBS, Slot, SlotState, StepPlan, TokenMasks, TokenSource, Wanted,
+};
 
 /// What steps and slots are held against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepLimits {
     /// Ids below this may be fed.
     pub n_embeddings: u32,
@@ -17,9 +21,9 @@ pub struct StepLimits {
     pub max_sample_rows: u32,
     /// Positions of one sequence.
     pub max_seq_len: u32,
-    /// Blocks in the KV pool.
-    pub n_blocks: u32,
-    /// Positions per block, not zero.
+    /// KV blocks by cache group.
+    pub groups: Vec<BlockGroup>,
+    /// Positions per block, not zero, in every group.
     pub block_tokens: u32,
     /// Entries of a slot's bias list.
     pub max_logit_bias: usize,
@@ -44,7 +48,7 @@ pub struct StepCheck {
 impl StepCheck {
     /// A check against `limits`.
     pub fn new(limits: StepLimits) -> Self {
-        StepCheck { limits, slot_seen: vec![false; limits.max_batch as usize] }
+        StepCheck { slot_seen: vec![false; limits.max_batch as usize], limits }
     }
 
     /// The limits.
@@ -54,7 +58,7 @@ impl StepCheck {
 
     /// Holds every id, position, block, slot and row of a step against the limits. `drawn` says whether the row of
     /// this index of the step before has drawn, or will draw, a token. After it a sequence's first
-    /// `blocks_of(kv_len)` block ids may be read without a further check.
+    /// `blocks_of(kv_len)` block ids may be read in every group; those of which its rows see anything are blocks.
     ///
     /// # Errors
     /// `Request` with the rule that is broken.
@@ -77,6 +81,10 @@ impl StepCheck {
         if step.positions.len() != t {
             return Err(format!("{} positions for {t} tokens", step.positions.len()));
         }
+        if step.blocks.len() != limits.groups.len() {
+            let (lists, groups) = (step.blocks.len(), limits.groups.len());
+            return Err(format!("{lists} lists of blocks for {groups} cache groups"));
+        }
         self.slot_seen.fill(false);
         let mut next_row = 0;
         for s in &step.seqs {
@@ -95,13 +103,20 @@ impl StepCheck {
                 return Err("the plan holds no adapters".into());
             }
             let need = limits.blocks_of(s.kv_len);
-            let table = (s.blocks_start as usize)
-                .checked_add(need)
-                .filter(|_| s.blocks_len as usize >= need)
-                .and_then(|end| step.blocks.get(s.blocks_start as usize..end))
-                .ok_or_else(|| format!("slot {} has fewer than {need} blocks", s.slot.0))?;
-            if let Some(id) = table.iter().find(|id| **id >= limits.n_blocks) {
-                return Err(format!("block {id}; the pool has {}", limits.n_blocks));
+            for (at, (table, group)) in step.blocks.iter().zip(&limits.groups).enumerate() {
+                let table = (s.blocks_start as usize)
+                    .checked_add(need)
+                    .filter(|_| s.blocks_len as usize >= need)
+                    .and_then(|end| table.get(s.blocks_start as usize..end))
+                    .ok_or_else(|| format!("slot {} has fewer than {need} blocks in group {at}", s.slot.0))?;
+                let seen = first_block(s.kv_len - s.q_len, group.window, limits.block_tokens) as usize;
+                let is_block = |(i, id): (usize, &u32)| *id < group.n_blocks || *id == NO_BLOCK && i < seen;
+                if let Some((i, id)) = table.iter().enumerate().find(|entry| !is_block(*entry)) {
+                    if *id == NO_BLOCK {
+                        return Err(format!("slot {} sees its entry {i} of group {at}, no block", s.slot.0));
+                    }
+                    return Err(format!("block {id}; the pool of group {at} has {}", group.n_blocks));
+                }
             }
             for (i, p) in step.positions[q_start..q_start + q_len].iter().enumerate() {
                 if *p as usize != kv_len - q_len + i {
@@ -197,18 +212,23 @@ mod tests {
     use super::*;
     use crate::{SampleRow, SamplingParams, SeqStep};
 
-    const LIMITS: StepLimits = StepLimits {
-        n_embeddings: 40,
-        vocab_size: 39,
-        max_batch: 3,
-        max_num_tokens: 8,
-        max_sample_rows: 2,
-        max_seq_len: 64,
-        n_blocks: 6,
-        block_tokens: 16,
-        max_logit_bias: 2,
-        max_stop_ids: 1,
-    };
+    fn limits() -> StepLimits {
+        StepLimits {
+            n_embeddings: 40,
+            vocab_size: 39,
+            max_batch: 3,
+            max_num_tokens: 8,
+            max_sample_rows: 2,
+            max_seq_len: 64,
+            groups: vec![
+                BlockGroup { n_blocks: 6, window: None },
+                BlockGroup { n_blocks: 4, window: Some(2) },
+            ],
+            block_tokens: 16,
+            max_logit_bias: 2,
+            max_stop_ids: 1,
+        }
+    }
 
     fn row(row: u32, slot: u32, wanted: Wanted) -> SampleRow {
         SampleRow {
@@ -222,7 +242,7 @@ mod tests {
         }
     }
 
-    /// Slot 2 at positions 15..18 of two blocks, slot 0 at 4.
+    /// Slot 2 at positions 17..20 of two blocks, of which the second group has the latter; slot 0 at 4.
     fn good() -> StepPlan {
         let seq = |slot, q_start, q_len, kv_len, blocks_start, blocks_len| SeqStep {
             slot: Slot(slot),
@@ -240,9 +260,9 @@ mod tests {
                 TokenSource::Literal(1),
                 TokenSource::Row(1),
             ],
-            positions: vec![15, 16, 17, 4],
-            seqs: vec![seq(2, 0, 3, 18, 1, 2), seq(0, 3, 1, 5, 0, 1)],
-            blocks: vec![5, 0, 3],
+            positions: vec![17, 18, 19, 4],
+            seqs: vec![seq(2, 0, 3, 20, 1, 2), seq(0, 3, 1, 5, 0, 1)],
+            blocks: vec![vec![5, 0, 3], vec![2, NO_BLOCK, 3]],
             rows: vec![row(2, 2, Wanted::Score(38)), row(3, 0, Wanted::Sample)],
         }
     }
@@ -251,7 +271,7 @@ mod tests {
 
     #[test]
     fn each_rule_has_its_sentence() {
-        let mut check = StepCheck::new(LIMITS);
+        let mut check = StepCheck::new(limits());
         assert!(check.step(&good(), |row| row == 1).is_ok());
         let cases: &[(&str, Edit)] = &[
             ("0 tokens; 1..=8 fit", |s| s.tokens.clear()),
@@ -268,11 +288,18 @@ mod tests {
             ("slot 3 is out of range or used twice", |s| s.seqs[1].slot = Slot(3)),
             ("slot 2 is out of range or used twice", |s| s.seqs[1].slot = Slot(2)),
             ("the plan holds no adapters", |s| s.seqs[0].adapter = Some(0)),
-            ("slot 2 has fewer than 2 blocks", |s| s.seqs[0].blocks_len = 1),
-            ("slot 2 has fewer than 2 blocks", |s| s.seqs[0].blocks_start = 2),
-            ("slot 2 has fewer than 2 blocks", |s| s.seqs[0].blocks_start = u32::MAX),
-            ("block 6; the pool has 6", |s| s.blocks[2] = 6),
-            ("position 18 in slot 2 is not the next one", |s| s.positions[2] = 18),
+            ("slot 2 has fewer than 2 blocks in group 0", |s| s.seqs[0].blocks_len = 1),
+            ("slot 2 has fewer than 2 blocks in group 0", |s| s.seqs[0].blocks_start = 2),
+            ("slot 2 has fewer than 2 blocks in group 0", |s| s.seqs[0].blocks_start = u32::MAX),
+            ("slot 2 has fewer than 2 blocks in group 1", |s| s.blocks[1].truncate(2)),
+            ("block 6; the pool of group 0 has 6", |s| s.blocks[0][2] = 6),
+            ("block 4; the pool of group 1 has 4", |s| s.blocks[1][1] = 4),
+            ("slot 2 sees its entry 0 of group 0, no block", |s| s.blocks[0][1] = NO_BLOCK),
+            ("slot 2 sees its entry 1 of group 1, no block", |s| s.blocks[1][2] = NO_BLOCK),
+            // The row at position 16 sees position 15.
+            ("slot 2 sees its entry 0 of group 1, no block", |s| s.seqs[0].kv_len = 19),
+            ("1 lists of blocks for 2 cache groups", |s| s.blocks.truncate(1)),
+            ("position 21 in slot 2 is not the next one", |s| s.positions[2] = 21),
             ("sequences cover 3 of 4 tokens", |s| s.seqs.truncate(1)),
             ("token id 40; the vocabulary has 40", |s| s.tokens[0] = TokenSource::Literal(40)),
             ("row 0 of the step before was not sampled", |s| s.tokens[3] = TokenSource::Row(0)),
@@ -293,7 +320,7 @@ mod tests {
 
     #[test]
     fn slots_and_masks_are_held_against_the_limits() {
-        let check = StepCheck::new(LIMITS);
+        let check = StepCheck::new(limits());
         let (ids, words) = ([0u32; 66], [0u32; 3]);
         let slot = |slot, state: SlotState<'_>| check.slot(Slot(slot), &state).map_err(|e| e.to_string());
         let none = SlotState::default();

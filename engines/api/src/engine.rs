@@ -1,6 +1,6 @@
 //! The engine trait.
 
-use crate::{EngineError, Slot, SlotState, StepPlan, TokenMasks};
+use crate::{BlockGroup, EngineError, Slot, SlotState, StepPlan, TokenMasks};
 
 /// Names a submitted step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,9 +91,9 @@ pub struct EngineInfo {
     pub max_sample_rows: u32,
     /// Positions of one sequence.
     pub max_seq_len: u32,
-    /// Blocks in the KV pool.
-    pub n_blocks: u32,
-    /// Positions per block.
+    /// KV blocks by cache group, in the plan's order.
+    pub groups: Vec<BlockGroup>,
+    /// Positions per block, in every group.
     pub block_tokens: u32,
     /// What it holds.
     pub memory: Memory,

@@ -3,15 +3,18 @@
 //! Pure data, no async. Nothing here allocates once `StepPlan::with_capacity` and `StepOutput::with_capacity` have.
 
 mod batch;
+mod blocks;
 mod check;
 mod engine;
 mod error;
 mod sampling;
 
 pub use batch::{SampleRow, SeqStep, StepPlan, TokenSource, Wanted};
+pub use blocks::BlockGroup;
 pub use check::{StepCheck, StepLimits};
 pub use engine::{Engine, EngineInfo, Memory, MemoryLine, RowOutput, StepOutput, Ticket, TokenLogprob};
 pub use error::EngineError;
+pub use lathe_numerics::window::NO_BLOCK;
 pub use sampling::{SamplingParams, SlotState, TokenMasks};
 
 /// A place for one running sequence in the engine, `0..max_batch`.

@@ -3,16 +3,17 @@
 use std::sync::{Arc, OnceLock};
 
 use lathe_api::{
-    Engine, EngineError, EngineInfo, Memory as MemoryReport, MemoryLine, Slot, SlotState, StepCheck,
-    StepLimits, StepOutput, StepPlan, Ticket, TokenMasks, TokenSource,
+    BlockGroup, Engine, EngineError, EngineInfo, Memory as MemoryReport, MemoryLine, Slot, SlotState,
+    StepCheck, StepLimits, StepOutput, StepPlan, Ticket, TokenMasks, TokenSource,
 };
 use lathe_kernels::paged::{Batch, Sequence};
 use lathe_kernels::{Isa, IsaPath};
 use lathe_plan::Plan;
+use lathe_plan::kv::{KvError, KvPools};
 use lathe_plan::memory::{MAX_LOGIT_BIAS, MAX_STOP_IDS, MemoryReport as PlannedMemory, MemoryRequest};
-use lathe_plan::schema::{Limits, Program, Target};
+use lathe_plan::schema::{MAX_CACHE_GROUPS, Program, Target};
 
-use crate::execute::{Machine, Scratch, StepData, scratch_len};
+use crate::execute::{GroupMemory, Machine, Scratch, StepData, scratch_len};
 use crate::pool::Pool;
 use crate::program::{Bound, bind};
 use crate::region::{self, Memory};
@@ -52,6 +53,8 @@ pub struct CpuEngine {
     pool: Pool,
     arena: Memory,
     kv: Arc<Memory>,
+    /// Where each cache group's blocks lie in `kv`.
+    groups: Vec<GroupMemory>,
     /// Why the system gave no more pages for the KV pool, if it did not.
     starved: Arc<OnceLock<String>>,
     scratch: Scratch,
@@ -64,7 +67,8 @@ pub struct CpuEngine {
     positions: Vec<u32>,
     rows: Vec<u32>,
     seqs: Vec<Sequence>,
-    blocks: Vec<u32>,
+    /// By cache group.
+    blocks: Vec<Vec<u32>>,
     check: StepCheck,
 }
 
@@ -89,27 +93,33 @@ fn find_program<'a>(plan: &'a Plan, name: &str) -> Result<&'a Program, EngineErr
     })
 }
 
-/// Blocks that the pool gets, and the refusal when it would not hold one longest sequence.
-fn pool_blocks(limits: &Limits, bound: &Bound, kv_bytes: Option<u64>) -> Result<u32, EngineError> {
-    let block = bound.block as u64;
-    let planned = limits.kv_tokens.div_ceil(block);
-    let blocks = kv_bytes.map_or(planned, |bytes| bytes / (bound.block_bytes as u64).max(1));
-    let least = u64::from(limits.max_seq_len).div_ceil(block);
-    if blocks < least {
-        return Err(fit(
-            "KV pool",
-            format!(
-                "it holds {} positions, one sequence of --max-seq-len {} needs {} bytes",
-                blocks * block,
-                limits.max_seq_len,
-                least * bound.block_bytes as u64
-            ),
-            "raise --kv-memory, or compile with a smaller --max-seq-len",
-        ));
+fn pool_error(error: &KvError) -> EngineError {
+    match error {
+        KvError::Groups { why } => EngineError::Plan { what: "cache groups".into(), why: (*why).into() },
+        KvError::TooSmall { .. } | KvError::TooMany { .. } => {
+            fit("KV pool", error.to_string(), error.remedy())
+        }
     }
-    u32::try_from(blocks).map_err(|_| {
-        fit("KV pool", format!("{blocks} blocks are more than a block id can name"), "lower --kv-memory")
-    })
+}
+
+/// Where the blocks of each group lie, one group after the other; and the bytes of all.
+fn place(pools: &KvPools) -> Result<(Vec<GroupMemory>, usize), EngineError> {
+    let mut bytes = 0usize;
+    let mut groups = Vec::with_capacity(pools.groups.len());
+    for pool in &pools.groups {
+        let group = GroupMemory {
+            offset: bytes,
+            n_blocks: pool.blocks as usize,
+            block_bytes: pool.block_bytes as usize,
+            window: pool.window,
+        };
+        let end = group.n_blocks.checked_mul(group.block_bytes).and_then(|b| b.checked_add(bytes));
+        bytes = end.ok_or_else(|| {
+            fit("KV pool", "its bytes do not fit the address space".into(), "lower --kv-memory")
+        })?;
+        groups.push(group);
+    }
+    Ok((groups, bytes))
 }
 
 impl CpuEngine {
@@ -131,7 +141,8 @@ impl CpuEngine {
         let vocab = plan.card().vocab_size as usize;
         let program = find_program(&plan, options.program.as_deref().unwrap_or("decoder"))?;
         let bound = bind(program, plan.weights(), limits.max_seq_len as usize, vocab)?;
-        let n_blocks = pool_blocks(&limits, &bound, options.kv_bytes)?;
+        let pools = KvPools::of(program, &limits, options.kv_bytes).map_err(|e| pool_error(&e))?;
+        let (groups, kv_bytes) = place(&pools)?;
 
         let max_t = limits.max_num_tokens as usize;
         let max_s = limits.max_batch as usize;
@@ -146,10 +157,7 @@ impl CpuEngine {
             });
         }
         // The plan's own sum, so that what compile printed is what holds here.
-        let request = MemoryRequest {
-            threads: threads as u64,
-            kv_tokens: Some(u64::from(n_blocks) * bound.block as u64),
-        };
+        let request = MemoryRequest { threads: threads as u64, kv_tokens: Some(pools.tokens) };
         let planned = PlannedMemory::new(plan.card(), program, plan.data_bytes(), request);
         let line = |(name, bytes, mapped)| MemoryLine { name, bytes, mapped, measured: false };
         let report = MemoryReport { lines: planned.lines().map(line).to_vec() };
@@ -166,7 +174,7 @@ impl CpuEngine {
         arena.populate().map_err(system("activations"))?;
         let scratch = Scratch::new(threads, scratch_bytes).map_err(system("kernel scratch"))?;
         scratch.populate().map_err(system("kernel scratch"))?;
-        let kv = Arc::new(Memory::new(n_blocks as usize * bound.block_bytes).map_err(system("KV pool"))?);
+        let kv = Arc::new(Memory::new(kv_bytes).map_err(system("KV pool"))?);
         let pool = Pool::new(threads).map_err(system("worker threads"))?;
         let sampler = Sampler::new(max_s, max_r, vocab, threads, max_len);
         let max_blocks = max_s * max_len.div_ceil(bound.block);
@@ -179,7 +187,10 @@ impl CpuEngine {
             max_num_tokens: limits.max_num_tokens,
             max_sample_rows: limits.max_sample_rows,
             max_seq_len: limits.max_seq_len,
-            n_blocks,
+            groups: groups
+                .iter()
+                .map(|g| BlockGroup { n_blocks: g.n_blocks as u32, window: g.window })
+                .collect(),
             block_tokens: bound.block as u32,
             memory: report,
         };
@@ -190,7 +201,7 @@ impl CpuEngine {
             max_num_tokens: info.max_num_tokens,
             max_sample_rows: info.max_sample_rows,
             max_seq_len: info.max_seq_len,
-            n_blocks,
+            groups: info.groups.clone(),
             block_tokens: info.block_tokens,
             max_logit_bias: MAX_LOGIT_BIAS,
             max_stop_ids: MAX_STOP_IDS,
@@ -212,19 +223,18 @@ impl CpuEngine {
             positions: Vec::with_capacity(max_t),
             rows: Vec::with_capacity(max_r),
             seqs: Vec::with_capacity(max_s),
-            blocks: Vec::with_capacity(max_blocks),
+            blocks: groups.iter().map(|_| Vec::with_capacity(max_blocks)).collect(),
+            groups,
             check,
         })
     }
 
-    /// The bytes of a KV block, for tests of the numeric contract.
-    pub fn block(&self, block: u32) -> Option<&[u8]> {
-        if block >= self.info.n_blocks {
-            return None;
-        }
-        let start = block as usize * self.bound.block_bytes;
-        // SAFETY: block ids below n_blocks lie within the pool; steps need `&mut self`, so nobody writes now.
-        Some(unsafe { std::slice::from_raw_parts(self.kv.ptr().add(start), self.bound.block_bytes) })
+    /// The bytes of a KV block of a cache group, for tests of the numeric contract.
+    pub fn block(&self, group: usize, block: u32) -> Option<&[u8]> {
+        let group = self.groups.get(group).filter(|g| (block as usize) < g.n_blocks)?;
+        let start = group.offset + block as usize * group.block_bytes;
+        // SAFETY: block ids below n_blocks lie within the group's part; steps need `&mut self`, so nobody writes now.
+        Some(unsafe { std::slice::from_raw_parts(self.kv.ptr().add(start), group.block_bytes) })
     }
 
     /// Checks a step and turns it into the kernels' terms.
@@ -233,16 +243,18 @@ impl CpuEngine {
         self.check.step(step, |row| sampler.last_token(row as usize).is_some())?;
         self.sampler.prepare(&step.rows).map_err(EngineError::Request)?;
         self.seqs.clear();
-        self.blocks.clear();
+        self.blocks.iter_mut().for_each(Vec::clear);
         for s in &step.seqs {
-            let table = &step.blocks[s.blocks_start as usize..][..self.check.limits().blocks_of(s.kv_len)];
             self.seqs.push(Sequence {
                 q_start: s.q_start as usize,
                 q_len: s.q_len as usize,
                 kv_len: s.kv_len as usize,
-                blocks_start: self.blocks.len(),
+                blocks_start: self.blocks.first().map_or(0, Vec::len),
             });
-            self.blocks.extend_from_slice(table);
+            for (own, given) in self.blocks.iter_mut().zip(&step.blocks) {
+                let table = &given[s.blocks_start as usize..][..self.check.limits().blocks_of(s.kv_len)];
+                own.extend_from_slice(table);
+            }
         }
         self.ids.clear();
         for token in &step.tokens {
@@ -315,15 +327,19 @@ impl Engine for CpuEngine {
             return Err(EngineError::Failed(format!("no pages for the KV pool: {why}")));
         }
         self.prepare(step)?;
-        let batch = Batch::new(&self.seqs, &self.blocks, self.bound.block, self.info.n_blocks as usize)
-            .map_err(|e| EngineError::Request(e.to_string()))?;
-        let data = StepData { ids: &self.ids, positions: &self.positions, rows: &self.rows, batch };
+        let mut batches = [None; MAX_CACHE_GROUPS];
+        for ((batch, blocks), group) in batches.iter_mut().zip(&self.blocks).zip(&self.groups) {
+            let of_group =
+                Batch::windowed(&self.seqs, blocks, self.bound.block, group.n_blocks, group.window);
+            *batch = Some(of_group.map_err(|e| EngineError::Request(e.to_string()))?);
+        }
+        let data = StepData { ids: &self.ids, positions: &self.positions, rows: &self.rows, batches };
         let machine = Machine {
             path: self.path,
             plan: &self.plan,
             arena: &self.arena,
             kv: &self.kv,
-            n_blocks: self.info.n_blocks as usize,
+            groups: &self.groups,
             scratch: &self.scratch,
         };
         machine.run(&mut self.pool, &self.bound, &data)?;

@@ -14,6 +14,7 @@ use lathe_kernels::rms_norm::{AddRmsNorm, AddRmsNormArgs, RmsNorm, RmsNormArgs};
 use lathe_kernels::rope_append::{self, KvAppend, KvAppendArgs, Rope, RopeAppend, RopeAppendArgs, RopeArgs};
 use lathe_kernels::{Dst, IsaPath, Kernel, KernelError, Src};
 use lathe_plan::Plan;
+use lathe_plan::schema::MAX_CACHE_GROUPS;
 
 use crate::pool::Pool;
 use crate::program::{Bound, Call, Heads, Ids, QkNorm, Region, Rows, View, WeightRef};
@@ -70,8 +71,21 @@ pub struct StepData<'a> {
     pub positions: &'a [u32],
     /// `[r]` rows whose logits are wanted.
     pub rows: &'a [u32],
-    /// Sequences and their blocks.
-    pub batch: Batch<'a>,
+    /// Sequences and their blocks, by cache group.
+    pub batches: [Option<Batch<'a>>; MAX_CACHE_GROUPS],
+}
+
+/// One cache group's part of the KV memory.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupMemory {
+    /// Byte offset of block 0.
+    pub offset: usize,
+    /// Blocks.
+    pub n_blocks: usize,
+    /// Bytes of a block over all layers of the group.
+    pub block_bytes: usize,
+    /// Positions that a row sees; `None` is all.
+    pub window: Option<u32>,
 }
 
 /// Memory and threads that the calls run on.
@@ -82,10 +96,10 @@ pub struct Machine<'a> {
     pub plan: &'a Plan,
     /// Activations.
     pub arena: &'a Memory,
-    /// KV pool.
+    /// KV blocks of all cache groups.
     pub kv: &'a Memory,
-    /// Blocks in the pool.
-    pub n_blocks: usize,
+    /// Where each group's lie.
+    pub groups: &'a [GroupMemory],
     /// Working memory.
     pub scratch: &'a Scratch,
 }
@@ -133,15 +147,19 @@ impl Machine<'_> {
 
     fn cache(&self, bound: &Bound, heads: Heads) -> Result<KvCache<'_>, KernelError> {
         let layout = KvLayout::new(heads.cache_dtype, heads.kv_heads, heads.head_dim, bound.block)?;
-        // SAFETY: the pool is the engine's own; calls run one after the other.
+        let group = self.groups.get(heads.group).ok_or_else(|| no_group(heads.group, self.groups.len()))?;
+        let bytes = group.n_blocks * group.block_bytes;
+        let kv = self.kv.len().saturating_sub(group.offset).min(bytes);
+        // SAFETY: these bytes of the KV memory are the engine's own and this group's alone; calls run one after the
+        // other.
         unsafe {
             KvCache::raw(
                 layout,
-                self.kv.ptr(),
-                self.kv.len(),
+                self.kv.ptr().wrapping_add(group.offset),
+                kv,
                 heads.cache_offset,
-                bound.block_bytes,
-                self.n_blocks,
+                group.block_bytes,
+                group.n_blocks,
             )
         }
     }
@@ -371,7 +389,7 @@ impl Machine<'_> {
                         k: self.src(k, rows)?,
                         v: self.src(v, rows)?,
                         cache: self.cache(bound, heads)?,
-                        batch: step.batch,
+                        batch: step.batch(heads.group)?,
                     })?,
                 );
             }
@@ -389,7 +407,7 @@ impl Machine<'_> {
                         softcap: score.softcap,
                         sinks,
                         cache: self.cache(bound, heads)?,
-                        batch: step.batch,
+                        batch: step.batch(heads.group)?,
                         out: self.dst(out, rows)?,
                     })?,
                 );
@@ -411,6 +429,17 @@ impl Machine<'_> {
         }
         Ok(())
     }
+}
+
+impl<'a> StepData<'a> {
+    fn batch(&self, group: usize) -> Result<Batch<'a>, KernelError> {
+        let known = self.batches.iter().flatten().count();
+        self.batches.get(group).copied().flatten().ok_or_else(|| no_group(group, known))
+    }
+}
+
+fn no_group(group: usize, known: usize) -> KernelError {
+    KernelError::Shape { kernel: "paged", what: "cache groups", bound: group + 1, got: known }
 }
 
 fn f32_slice(bytes: &[u8], len: usize) -> Result<&[f32], KernelError> {

@@ -56,7 +56,9 @@ pub struct Heads {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Byte offset of the layer inside a block.
+    /// Cache group of the layer.
+    pub group: usize,
+    /// Byte offset of the layer inside a block of its group.
     pub cache_offset: usize,
     pub cache_dtype: DType,
 }
@@ -125,10 +127,8 @@ pub struct Bound {
     pub calls: Vec<(String, Call)>,
     /// `f32[r, vocab]`.
     pub logits: Region,
-    /// Positions per block of the one cache group.
+    /// Positions per block, in every cache group.
     pub block: usize,
-    /// Bytes of a block over all layers.
-    pub block_bytes: usize,
     /// Ids below this may be embedded.
     pub n_embeddings: usize,
 }
@@ -316,10 +316,10 @@ impl<'a> Binder<'a> {
                 .is_some_and(|c| c < 1 << 31),
             "heads do not fit",
         )?;
-        let Place::Cache { group: 0, layer } = self.launch.inputs[cache_input].place else {
-            return self.refuse(format!("input {cache_input} is no layer of cache group 0"));
+        let Place::Cache { group: index, layer } = self.launch.inputs[cache_input].place else {
+            return self.refuse(format!("input {cache_input} is no layer of the cache"));
         };
-        let Some(cache) = self.program.cache_groups[0].layers.get(layer as usize) else {
+        let Some((group, cache)) = self.program.cache_layer(index, layer) else {
             return self.refuse("cache layer does not exist");
         };
         self.require(
@@ -328,12 +328,18 @@ impl<'a> Binder<'a> {
                 && cache.dtype.is_float(),
             "cache layer has other heads than the launch",
         )?;
-        let stride = self.program.cache_groups[0].bytes_per_block;
         self.require(
-            cache.offset.is_multiple_of(64) && stride.is_multiple_of(64),
+            cache.offset.is_multiple_of(64) && group.bytes_per_block.is_multiple_of(64),
             "cache layer or block does not start on a multiple of 64 bytes",
         )?;
-        Ok(Heads { heads, kv_heads, head_dim, cache_offset: cache.offset as usize, cache_dtype: cache.dtype })
+        Ok(Heads {
+            heads,
+            kv_heads,
+            head_dim,
+            group: index as usize,
+            cache_offset: cache.offset as usize,
+            cache_dtype: cache.dtype,
+        })
     }
 
     fn same_rows(&self, regions: &[Region]) -> Result<()> {
@@ -472,14 +478,15 @@ pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_siz
     if symbols != ["t", "s", "r"] {
         return Err(refuse("symbols", "they are not t, s, r"));
     }
-    let [group] = program.cache_groups.as_slice() else {
-        return Err(refuse("cache groups", "the CPU engine runs exactly one"));
-    };
-    let CacheKind::Paged { block, window: None } = group.kind else {
-        return Err(refuse("cache group 0", "the CPU engine runs paged groups without a window"));
+    let blocks = program.cache_groups.iter().map(|group| match group.kind {
+        CacheKind::Paged { block, .. } => Some(block),
+        CacheKind::Latent { .. } | CacheKind::Recurrent { .. } | CacheKind::Cross { .. } => None,
+    });
+    let Some(Some(block)) = blocks.reduce(|first, other| first.filter(|_| first == other)) else {
+        return Err(refuse("cache groups", "the CPU engine runs paged ones, with blocks of one size"));
     };
     if block == 0 || !block.is_multiple_of(16) || 128 % block != 0 {
-        return Err(refuse("cache group 0", "block is no multiple of 16 that divides 128"));
+        return Err(refuse("cache groups", "block is no multiple of 16 that divides 128"));
     }
     let mut calls = Vec::with_capacity(program.launches.len());
     let mut n_embeddings = usize::MAX;
@@ -509,11 +516,5 @@ pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_siz
         logits.dtype == DType::F32 && logits.rows == Rows::Samples && logits.cols == vocab_size,
         "is not f32[r, vocab_size]",
     )?;
-    Ok(Bound {
-        calls,
-        logits,
-        block: block as usize,
-        block_bytes: group.bytes_per_block as usize,
-        n_embeddings,
-    })
+    Ok(Bound { calls, logits, block: block as usize, n_embeddings })
 }

@@ -66,7 +66,8 @@ pub struct CudaEngine {
     pub(crate) logits_at: DevicePtr,
     pub(crate) logits: Vec<f32>,
     pub(crate) logits_rows: usize,
-    pub(crate) block_bytes: u64,
+    /// By cache group.
+    pub(crate) block_bytes: Vec<u64>,
     /// Ticket of the step that was submitted last.
     pub(crate) submitted: u64,
     /// Ticket of the step that was collected last.
@@ -97,17 +98,19 @@ impl CudaEngine {
         self.driver.free_bytes().map_err(|e| EngineError::Failed(e.to_string()))
     }
 
-    /// The bytes of a KV block, for tests of the numeric contract; waits for the device.
+    /// The bytes of a KV block of a cache group, for tests of the numeric contract; waits for the device.
     ///
     /// # Errors
     /// `Request` for a block that does not exist, `Failed` when the device fails.
-    pub fn block(&mut self, block: u32) -> Result<Vec<u8>, EngineError> {
+    pub fn block(&mut self, group: usize, block: u32) -> Result<Vec<u8>, EngineError> {
         self.alive()?;
-        if block >= self.info.n_blocks {
-            return Err(request(format!("block {block}; the pool has {}", self.info.n_blocks)));
+        let n_blocks = self.info.groups.get(group).map_or(0, |g| g.n_blocks);
+        if block >= n_blocks {
+            return Err(request(format!("block {block}; the pool of group {group} has {n_blocks}")));
         }
-        let mut bytes = vec![0; self.block_bytes as usize];
-        let at = self.addresses.kv.add(u64::from(block) * self.block_bytes);
+        let bytes_each = self.block_bytes[group];
+        let mut bytes = vec![0; bytes_each as usize];
+        let at = self.addresses.groups[group].kv.add(u64::from(block) * bytes_each);
         let read = self.ring.download(&mut *self.driver, at, &mut bytes);
         read.map_err(|e| self.fail(self.submitted, e))?;
         Ok(bytes)

@@ -24,10 +24,19 @@ pub struct Addresses {
     pub arena: DevicePtr,
     /// By index in the plan's table; `None` for weights that the program does not name.
     pub weights: Vec<Option<DevicePtr>>,
-    /// By index in [`StepTable::ALL`].
+    /// By index in [`StepTable::ALL`]; of `Blocks` that of the first cache group.
     pub tables: [DevicePtr; StepTable::ALL.len()],
+    /// By cache group.
+    pub groups: Vec<GroupAddresses>,
+}
+
+/// Where a cache group lies.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupAddresses {
     /// Block 0.
     pub kv: DevicePtr,
+    /// Block ids of every step.
+    pub blocks: DevicePtr,
 }
 
 impl Addresses {
@@ -294,6 +303,7 @@ impl<'a> Binder<'a> {
             args.push(match *arg {
                 Arg::Input(at) => ArgValue::Ptr(self.operand(node, node.inputs.get(at as usize))?),
                 Arg::Output(at) => ArgValue::Ptr(self.operand(node, node.outputs.get(at as usize))?),
+                Arg::Table(StepTable::Blocks) => ArgValue::Ptr(self.blocks(node)?),
                 Arg::Table(table) => ArgValue::Ptr(self.addresses.table(table)),
                 Arg::Symbol(symbol) => {
                     symbols.push((i, symbol));
@@ -313,6 +323,18 @@ impl<'a> Binder<'a> {
             args,
             symbols,
         })
+    }
+
+    /// The block table of the cache group that a node names.
+    fn blocks(&self, node: &Launch) -> Result<DevicePtr, EngineError> {
+        let group = node.inputs.iter().find_map(|o| match o.place {
+            Place::Cache { group, .. } => Some(group),
+            Place::Buffer(_) | Place::Weight(_) | Place::Input(_) => None,
+        });
+        match self.addresses.groups.get(group.unwrap_or(0) as usize) {
+            Some(group) => Ok(group.blocks),
+            None => Err(refuse(node, "an argument names a cache group that does not exist")),
+        }
     }
 
     fn operand(&self, node: &Launch, operand: Option<&Operand>) -> Result<DevicePtr, EngineError> {
@@ -335,7 +357,9 @@ impl<'a> Binder<'a> {
             Place::Input(Input::SampleRows) => self.addresses.table(StepTable::SampleRows),
             Place::Cache { group, layer } => {
                 let layer = self.program.cache_layer(group, layer).ok_or_else(|| missing("cache layer"))?.1;
-                self.addresses.kv.add(layer.offset)
+                let group =
+                    self.addresses.groups.get(group as usize).ok_or_else(|| missing("cache group"))?;
+                group.kv.add(layer.offset)
             }
         };
         Ok(at.add(operand.col_offset * operand.dtype.size() as u64))

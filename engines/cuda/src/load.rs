@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use lathe_api::{EngineError, EngineInfo, Memory, MemoryLine, SampleRow, StepCheck, StepLimits};
+use lathe_api::{BlockGroup, EngineError, EngineInfo, Memory, MemoryLine, SampleRow, StepCheck, StepLimits};
 use lathe_device::{
     Answer, DevicePtr, DrawParams, Driver, DriverError, Graph, MAX_LOGIT_BIAS, MAX_STOP_IDS, StepTable,
     Symbols,
@@ -16,7 +16,7 @@ use lathe_plan::schema::{Place, Program};
 use crate::buckets;
 use crate::engine::{CudaEngine, Lane, Phase};
 use crate::launches::{Addresses, Binder, Bound, Code, load_error};
-use crate::memory::{Pool, check_fit, take_all};
+use crate::memory::{self, check_fit, take_all};
 use crate::slots::{SlotTables, Slots};
 use crate::tables::TableLayout;
 use crate::target::{choose, is_emulated};
@@ -122,9 +122,10 @@ impl CudaEngine {
         let choice = choose(&plan, name, &device, options.allow_ptx_jit)?;
         let program = choice.program;
         let (limits, vocab_size) = (plan.card().limits, plan.card().vocab_size);
-        let pool = Pool::new(program, &limits, options.kv_bytes)?;
+        let pools = memory::pools(program, &limits, options.kv_bytes)?;
+        let block = pools.block_tokens as u32;
         let n_embeddings = embeddings(&plan, program, vocab_size)?;
-        let Some(layout) = TableLayout::new(&limits, vocab_size, pool.block) else {
+        let Some(layout) = TableLayout::new(&limits, vocab_size, block, pools.groups.len()) else {
             return Err(EngineError::Plan { what: "limits".into(), why: "step tables have no size".into() });
         };
         plan.prefetch_weights();
@@ -133,16 +134,17 @@ impl CudaEngine {
         let before_code = free(&*driver)?;
         let code = Code::load(&mut *driver, &plan, program, choice.arch, choice.jit)?;
         let after_code = free(&*driver)?;
-        let report = MemoryReport::on_device(plan.card(), program, plan.weights(), Some(pool.tokens()));
+        let report = MemoryReport::on_device(plan.card(), program, plan.weights(), Some(pools.tokens));
         let available = options.memory_limit.map_or(after_code, |limit| limit.min(after_code));
-        check_fit(&report, &pool, available, options.reserve_bytes)?;
+        check_fit(&report, program, &limits, available, options.reserve_bytes)?;
 
         let started = Instant::now();
         let logits_len = limits.max_sample_rows as usize * vocab_size as usize;
         let weights = plan.weights().iter().map(|w| w.bytes);
-        let largest = weights.chain([logits_len as u64 * 4, pool.block_bytes]).max().unwrap_or(1);
+        let blocks = pools.groups.iter().map(|g| g.block_bytes);
+        let largest = weights.chain(blocks).chain([logits_len as u64 * 4]).max().unwrap_or(1);
         let mut ring = Ring::new(&mut *driver, largest).map_err(load_error)?;
-        let taken = take_all(&mut *driver, &plan, program, &pool, &layout, &mut ring);
+        let taken = take_all(&mut *driver, &plan, program, &pools, &layout, &mut ring);
         let (addresses, mut lines) = match taken {
             Ok(taken) => taken,
             Err(e) => {
@@ -170,7 +172,7 @@ impl CudaEngine {
 
         let none = Symbols { tokens: 0, sequences: 0, rows: 0, decode: true, sm_count: device.sm_count };
         let mut lane = || -> Result<Lane, DriverError> {
-            let bytes = |table| step_table_bytes(table, &limits, vocab_size, pool.block) as usize;
+            let bytes = |table| step_table_bytes(table, &limits, vocab_size, block) as usize;
             Ok(Lane {
                 tables: driver.host_buffer(layout.bytes)?,
                 params: driver.host_buffer(limits.max_sample_rows as usize * size_of::<DrawParams>())?,
@@ -212,8 +214,12 @@ impl CudaEngine {
             max_num_tokens: limits.max_num_tokens,
             max_sample_rows: limits.max_sample_rows,
             max_seq_len: limits.max_seq_len,
-            n_blocks: pool.n_blocks,
-            block_tokens: pool.block,
+            groups: pools
+                .groups
+                .iter()
+                .map(|g| BlockGroup { n_blocks: g.blocks as u32, window: g.window })
+                .collect(),
+            block_tokens: block,
             memory: Memory { lines },
         };
         let check = StepCheck::new(StepLimits {
@@ -223,8 +229,8 @@ impl CudaEngine {
             max_num_tokens: limits.max_num_tokens,
             max_sample_rows: limits.max_sample_rows,
             max_seq_len: limits.max_seq_len,
-            n_blocks: pool.n_blocks,
-            block_tokens: pool.block,
+            groups: info.groups.clone(),
+            block_tokens: block,
             max_logit_bias: MAX_LOGIT_BIAS,
             max_stop_ids: MAX_STOP_IDS,
         });
@@ -243,7 +249,7 @@ impl CudaEngine {
             logits: vec![0.0; logits_len],
             logits_rows: 0,
             addresses,
-            block_bytes: pool.block_bytes,
+            block_bytes: pools.groups.iter().map(|g| g.block_bytes).collect(),
             submitted: 0,
             collected: 0,
             failed: None,

@@ -3,19 +3,22 @@
 use lathe_api::{StepLimits, StepPlan, TokenSource};
 use lathe_device::{Sequence, StepTable, Symbols};
 use lathe_plan::memory::{DEVICE_ALIGN, step_table_bytes};
-use lathe_plan::schema::Limits;
+use lathe_plan::schema::{Limits, MAX_CACHE_GROUPS};
 
 use crate::plain::{put, put_words};
 
-/// In the order in which they lie: those that a decode step fills wholly or nearly so stand together.
-const ORDER: [StepTable; 6] = [
+/// In the order in which they lie: those that a decode step fills wholly or nearly so stand together. Behind them the
+/// block tables, one per cache group.
+const ORDER: [StepTable; 5] = [
     StepTable::Sequences,
     StepTable::SampleRows,
     StepTable::RowSequence,
     StepTable::Positions,
     StepTable::Tokens,
-    StepTable::Blocks,
 ];
+
+/// Pieces at most.
+const MAX_PIECES: usize = ORDER.len() + MAX_CACHE_GROUPS;
 
 /// Unused bytes that are copied rather than start another copy: what a bus moves while a copy is set up.
 const GAP: usize = 8 << 10;
@@ -24,6 +27,9 @@ const GAP: usize = 8 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableLayout {
     offsets: [usize; ORDER.len()],
+    blocks: usize,
+    /// Bytes from one group's block table to the next.
+    blocks_stride: usize,
     /// Bytes of all of them.
     pub bytes: usize,
 }
@@ -31,7 +37,7 @@ pub struct TableLayout {
 /// Pieces to copy: start and length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pieces {
-    ranges: [(usize, usize); ORDER.len()],
+    ranges: [(usize, usize); MAX_PIECES],
     n: usize,
 }
 
@@ -58,27 +64,41 @@ impl Pieces {
 }
 
 impl TableLayout {
-    /// Room for the largest step. `None` where a size does not fit the address space.
-    pub fn new(limits: &Limits, vocab_size: u32, block: u32) -> Option<Self> {
-        let mut layout = TableLayout { offsets: [0; ORDER.len()], bytes: 0 };
+    /// Room for the largest step, with blocks of `block` positions in each of `groups` cache groups. `None` where a size
+    /// does not fit the address space.
+    pub fn new(limits: &Limits, vocab_size: u32, block: u32, groups: usize) -> Option<Self> {
+        let aligned = |table| {
+            let bytes = step_table_bytes(table, limits, vocab_size, block);
+            usize::try_from(bytes.checked_next_multiple_of(DEVICE_ALIGN)?).ok()
+        };
+        let mut layout = TableLayout { offsets: [0; ORDER.len()], blocks: 0, blocks_stride: 0, bytes: 0 };
         for (offset, table) in layout.offsets.iter_mut().zip(ORDER) {
             *offset = layout.bytes;
-            let bytes = step_table_bytes(table, limits, vocab_size, block);
-            let end = (*offset as u64).checked_add(bytes)?.checked_next_multiple_of(DEVICE_ALIGN)?;
-            layout.bytes = usize::try_from(end).ok()?;
+            layout.bytes = layout.bytes.checked_add(aligned(table)?)?;
         }
+        layout.blocks = layout.bytes;
+        layout.blocks_stride = aligned(StepTable::Blocks)?;
+        layout.bytes = layout.bytes.checked_add(layout.blocks_stride.checked_mul(groups)?)?;
         Some(layout)
     }
 
-    /// Offset of a table; `None` for those that are not brought by `fill`.
+    /// Offset of a table, of `Blocks` that of the first group; `None` for those that are not brought by `fill`.
     pub fn offset(&self, table: StepTable) -> Option<usize> {
+        if table == StepTable::Blocks {
+            return Some(self.blocks);
+        }
         ORDER.iter().position(|t| *t == table).map(|i| self.offsets[i])
+    }
+
+    /// Bytes from one group's block table to the next.
+    pub fn blocks_stride(&self) -> usize {
+        self.blocks_stride
     }
 
     /// Writes a checked step, padded to `symbols`, into `image`; says what to copy.
     pub fn fill(&self, image: &mut [u8], step: &StepPlan, limits: &StepLimits, symbols: &Symbols) -> Pieces {
         let [t, s, r] = [symbols.tokens, symbols.sequences, symbols.rows].map(|n| n as usize);
-        let [sequences, sample_rows, row_sequence, positions, tokens, blocks] = self.offsets;
+        let [sequences, sample_rows, row_sequence, positions, tokens] = self.offsets;
         put_words(
             &mut image[tokens..][..t * 4],
             step.tokens
@@ -104,8 +124,12 @@ impl TableLayout {
         );
         let mut n_blocks = 0;
         for (i, seq) in step.seqs.iter().enumerate() {
-            let table = &step.blocks[seq.blocks_start as usize..][..limits.blocks_of(seq.kv_len)];
-            put_words(&mut image[blocks + n_blocks * 4..], table.iter().copied());
+            let used = limits.blocks_of(seq.kv_len);
+            for (group, blocks) in step.blocks.iter().enumerate() {
+                let table = &blocks[seq.blocks_start as usize..][..used];
+                let at = self.blocks + group * self.blocks_stride + n_blocks * 4;
+                put_words(&mut image[at..], table.iter().copied());
+            }
             let row = Sequence {
                 q_start: seq.q_start.cast_signed(),
                 q_len: seq.q_len.cast_signed(),
@@ -113,15 +137,18 @@ impl TableLayout {
                 blocks_start: n_blocks as i32,
             };
             put(&mut image[sequences..], i, &row);
-            n_blocks += table.len();
+            n_blocks += used;
         }
         for i in step.seqs.len()..s {
             put(&mut image[sequences..], i, &Sequence::default());
         }
         let mut pieces = Pieces::default();
-        let used = [s * size_of::<Sequence>(), r * 4, t * 4, t * 4, t * 4, n_blocks * 4];
+        let used = [s * size_of::<Sequence>(), r * 4, t * 4, t * 4, t * 4];
         for (offset, bytes) in self.offsets.into_iter().zip(used) {
             pieces.add(offset, bytes);
+        }
+        for group in 0..step.blocks.len() {
+            pieces.add(self.blocks + group * self.blocks_stride, n_blocks * 4);
         }
         pieces
     }
@@ -129,7 +156,7 @@ impl TableLayout {
 
 #[cfg(test)]
 mod tests {
-    use lathe_api::{SampleRow, SamplingParams, SeqStep, Slot, Wanted};
+    use lathe_api::{BlockGroup, NO_BLOCK, SampleRow, SamplingParams, SeqStep, Slot, Wanted};
 
     use super::*;
     use crate::plain::get;
@@ -160,7 +187,7 @@ mod tests {
             tokens: vec![TokenSource::Literal(9), TokenSource::Row(2), TokenSource::Literal(3)],
             positions: vec![15, 16, 4],
             seqs: vec![seq(3, 0, 2, 17, 2), seq(1, 2, 1, 5, 0)],
-            blocks: vec![7, 8, 5, 6],
+            blocks: vec![vec![7, 8, 5, 6], vec![2, 3, NO_BLOCK, 1]],
             rows: vec![row(2)],
         }
     }
@@ -173,7 +200,10 @@ mod tests {
             max_num_tokens: 4096,
             max_sample_rows: 4,
             max_seq_len: 64,
-            n_blocks: 16,
+            groups: vec![
+                BlockGroup { n_blocks: 16, window: None },
+                BlockGroup { n_blocks: 4, window: Some(1) },
+            ],
             block_tokens: 16,
             max_logit_bias: 1,
             max_stop_ids: 1,
@@ -182,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_step_is_padded_to_its_symbols() {
-        let layout = TableLayout::new(&LIMITS, 10, 16).unwrap();
+        let layout = TableLayout::new(&LIMITS, 10, 16, 2).unwrap();
         let mut image = vec![0xee; layout.bytes];
         let symbols = Symbols { tokens: 5, sequences: 4, rows: 2, decode: false, sm_count: 1 };
         layout.fill(&mut image, &step(), &limits(), &symbols);
@@ -197,6 +227,9 @@ mod tests {
         assert_eq!(words(StepTable::SampleRows, 3), [2, 0, untouched]);
         // Two blocks of the first sequence, the one that the second needs.
         assert_eq!(words(StepTable::Blocks, 4), [5, 6, 7, untouched]);
+        let second = layout.offset(StepTable::Blocks).unwrap() + layout.blocks_stride();
+        let words_of = |at: usize| i32::from_ne_bytes(image[second + at * 4..][..4].try_into().unwrap());
+        assert_eq!([0, 1, 2, 3].map(words_of), [-1, 1, 2, untouched]);
         let at = layout.offset(StepTable::Sequences).unwrap();
         let sequences: Vec<Sequence> = (0..4).map(|i| get(&image[at..], i)).collect();
         let first = Sequence { q_start: 0, q_len: 2, kv_len: 17, blocks_start: 0 };
@@ -210,23 +243,24 @@ mod tests {
         let small = Limits { max_num_tokens: 32, ..LIMITS };
         let symbols = Symbols { tokens: 3, sequences: 2, rows: 1, decode: false, sm_count: 1 };
         let pieces = |limits: &Limits| -> Vec<(usize, usize)> {
-            let layout = TableLayout::new(limits, 10, 16).unwrap();
+            let layout = TableLayout::new(limits, 10, 16, 2).unwrap();
             let mut image = vec![0; layout.bytes];
             layout.fill(&mut image, &step(), &self::limits(), &symbols).iter().collect()
         };
-        let layout = TableLayout::new(&small, 10, 16).unwrap();
-        assert_eq!(pieces(&small), [(0, layout.offset(StepTable::Blocks).unwrap() + 3 * 4)]);
+        let layout = TableLayout::new(&small, 10, 16, 2).unwrap();
+        assert_eq!(pieces(&small), [(0, layout.offset(StepTable::Blocks).unwrap() + 256 + 3 * 4)]);
         // 16 KiB of tokens lie between the ends of the short tables.
         assert_eq!(
             pieces(&LIMITS),
-            [(0, 512 + 12), (512 + 16384, 12), (512 + 2 * 16384, 12), (512 + 3 * 16384, 12)]
+            [(0, 512 + 12), (512 + 16384, 12), (512 + 2 * 16384, 12), (512 + 3 * 16384, 256 + 12)]
         );
     }
 
     #[test]
     fn the_report_counts_the_same_bytes() {
+        let tables = ORDER.iter().chain(&[StepTable::Blocks, StepTable::Blocks]);
         let sum: u64 =
-            ORDER.iter().map(|t| step_table_bytes(*t, &LIMITS, 10, 16).next_multiple_of(DEVICE_ALIGN)).sum();
-        assert_eq!(TableLayout::new(&LIMITS, 10, 16).unwrap().bytes as u64, sum);
+            tables.map(|t| step_table_bytes(*t, &LIMITS, 10, 16).next_multiple_of(DEVICE_ALIGN)).sum();
+        assert_eq!(TableLayout::new(&LIMITS, 10, 16, 2).unwrap().bytes as u64, sum);
     }
 }

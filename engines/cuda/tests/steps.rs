@@ -69,8 +69,8 @@ impl Seq {
             });
             step.positions.push(position as u32);
         }
-        let blocks_start = step.blocks.len() as u32;
-        step.blocks.extend_from_slice(&self.blocks);
+        let blocks_start = step.blocks[0].len() as u32;
+        step.blocks[0].extend_from_slice(&self.blocks);
         step.seqs.push(SeqStep {
             slot: self.slot,
             q_start,
@@ -146,7 +146,7 @@ fn conversation(engine: &mut CudaEngine, chunk: usize) -> Vec<Vec<u32>> {
 }
 
 fn all_blocks(engine: &mut CudaEngine) -> Vec<Vec<u8>> {
-    (0..16).map(|b| engine.block(b).unwrap()).collect()
+    (0..16).map(|b| engine.block(0, b).unwrap()).collect()
 }
 
 #[test]
@@ -388,7 +388,10 @@ fn memory_is_what_the_report_says() {
     let before = driver.free_bytes().unwrap();
     let engine = CudaEngine::load(plan.clone(), driver, &options).unwrap();
     let info = engine.info();
-    assert_eq!((info.n_blocks, info.block_tokens, info.path.as_str()), (9, BLOCK, "emulator/sm_80"));
+    assert_eq!(
+        (info.groups[0].n_blocks, info.block_tokens, info.path.as_str()),
+        (9, BLOCK, "emulator/sm_80")
+    );
     let report = MemoryReport::on_device(plan.card(), &plan.programs()[0], plan.weights(), Some(9 * 16));
     let lines: Vec<(&str, u64)> = info.memory.lines.iter().map(|l| (l.name, l.bytes)).collect();
     let (measured, planned) = lines.split_last().unwrap();
@@ -445,7 +448,7 @@ fn a_fault_ends_the_engine_and_names_the_kernel() {
             engine.submit(&lone(0, 3, None)).map(drop),
             engine.collect(ticket, &mut out),
             engine.bind(Slot(0), SlotState::default()),
-            engine.block(0).map(drop),
+            engine.block(0, 0).map(drop),
         ] {
             assert_eq!(again.unwrap_err().to_string(), format!("engine failed: {why}"));
         }

@@ -12,7 +12,8 @@ pub enum StepTable {
     RowSequence,
     /// `[s]` [`Sequence`], in ascending row order. Padding: all zero.
     Sequences,
-    /// Flat block ids.
+    /// Flat block ids of the node's cache group, a table per group: a sequence starts at the same place in each. -1 where
+    /// none of its rows sees any of the block's positions; no kernel reads such an entry.
     Blocks,
     /// `[r]` rows whose logits are wanted. Padding: 0.
     SampleRows,

@@ -10,6 +10,7 @@ mod error;
 mod foreign;
 pub mod header;
 pub mod inspect;
+pub mod kv;
 mod layout;
 pub mod memory;
 mod older;

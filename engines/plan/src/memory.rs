@@ -6,7 +6,8 @@ use lathe_device::{Answer, DrawParams, Sequence};
 pub use lathe_device::{MAX_LOGIT_BIAS, MAX_STOP_IDS};
 use serde::Serialize;
 
-use crate::schema::{CacheGroup, CacheKind, Limits, ModelCard, Place, Program, StepTable, Target, Weight};
+pub use crate::kv::{KvError, KvPool, KvPools};
+use crate::schema::{CacheKind, Limits, ModelCard, Place, Program, StepTable, Target, Weight};
 
 /// Alignment of what an engine places in device memory; each line of the report is a sum of multiples of it.
 pub const DEVICE_ALIGN: u64 = 256;
@@ -42,15 +43,9 @@ pub struct MemoryReport {
     pub threads: u64,
     /// Bytes of kernel working space of one thread.
     pub scratch_per_thread: u64,
-    /// Positions per block of the first paged cache group; 0 where none is paged.
-    pub kv_block_tokens: u64,
-    /// Blocks of each paged cache group.
-    pub kv_blocks: u64,
-    /// Blocks that one longest sequence takes; a pool with fewer is refused.
-    pub kv_blocks_least: u64,
-    /// Bytes of one block over all layers of all paged groups.
-    pub kv_block_bytes: u64,
-    /// Bytes of the pool, states of recurrent groups included.
+    /// The KV pools.
+    pub pools: KvPools,
+    /// Bytes of the pools, states of recurrent groups included.
     pub kv: u64,
     /// Bytes of sampling state and working space.
     pub sampler: u64,
@@ -67,7 +62,8 @@ pub struct DeviceMemory {
     pub step_tables: u64,
 }
 
-/// Bytes of a step table at its largest; what an engine allocates for it. `block` is the positions of a KV block.
+/// Bytes of a step table at its largest; what an engine allocates for it, for `Blocks` once per cache group. `block` is
+/// the positions of a KV block.
 pub fn step_table_bytes(table: StepTable, limits: &Limits, vocab_size: u32, block: u32) -> u64 {
     let [t, s, r] = [limits.max_num_tokens, limits.max_batch, limits.max_sample_rows].map(u64::from);
     let vocab = u64::from(vocab_size);
@@ -141,27 +137,12 @@ impl MemoryReport {
     pub fn new(card: &ModelCard, program: &Program, weights_mapped: u64, request: MemoryRequest) -> Self {
         let limits = &card.limits;
         let kv_tokens = request.kv_tokens.unwrap_or(limits.kv_tokens);
-        let paged = |g: &CacheGroup| match g.kind {
-            CacheKind::Paged { block, .. } | CacheKind::Latent { block, .. } | CacheKind::Cross { block } => {
-                Some(u64::from(block.max(1)))
-            }
-            CacheKind::Recurrent { .. } => None,
-        };
-        let first = program.cache_groups.iter().find_map(paged);
-        let kv_blocks = first.map_or(0, |block| kv_tokens.div_ceil(block));
-        let mut kv = 0u64;
-        let mut kv_block_bytes = 0u64;
-        for group in &program.cache_groups {
-            let bytes = match (paged(group), group.kind) {
-                (Some(block), _) => {
-                    kv_block_bytes = kv_block_bytes.saturating_add(group.bytes_per_block);
-                    kv_tokens.div_ceil(block).saturating_mul(group.bytes_per_block)
-                }
-                (None, CacheKind::Recurrent { bytes }) => bytes.saturating_mul(u64::from(limits.max_batch)),
-                (None, _) => 0,
-            };
-            kv = kv.saturating_add(bytes);
-        }
+        let pools = KvPools::for_tokens(&program.cache_groups, limits, kv_tokens);
+        let states = program.cache_groups.iter().map(|g| match g.kind {
+            CacheKind::Recurrent { bytes } => bytes.saturating_mul(u64::from(limits.max_batch)),
+            CacheKind::Paged { .. } | CacheKind::Latent { .. } | CacheKind::Cross { .. } => 0,
+        });
+        let kv = states.fold(pools.bytes(), u64::saturating_add);
         let vocab = u64::from(card.vocab_size);
         let slot = (u64::from(limits.max_seq_len) + 1) * 4
             + MAX_LOGIT_BIAS as u64 * 8
@@ -177,10 +158,7 @@ impl MemoryReport {
             logits_in_arena: u64::from(limits.max_sample_rows).saturating_mul(vocab * 4),
             threads: request.threads,
             scratch_per_thread: program.scratch_bytes.next_multiple_of(64),
-            kv_block_tokens: first.unwrap_or(0),
-            kv_blocks,
-            kv_blocks_least: first.map_or(0, |block| u64::from(limits.max_seq_len).div_ceil(block)),
-            kv_block_bytes,
+            pools,
             kv,
             sampler,
             device: None,
@@ -195,11 +173,14 @@ impl MemoryReport {
         kv_tokens: Option<u64>,
     ) -> Self {
         let report = Self::new(card, program, 0, MemoryRequest { threads: 0, kv_tokens });
-        let block = u32::try_from(report.kv_block_tokens).unwrap_or(u32::MAX);
+        let block = u32::try_from(report.pools.block_tokens).unwrap_or(u32::MAX);
+        let n_groups = report.pools.groups.len() as u64;
         let (mut step_tables, mut sampler) = (0u64, 0u64);
         for table in StepTable::ALL {
             let sum = if is_sampler_table(table) { &mut sampler } else { &mut step_tables };
-            *sum = sum.saturating_add(aligned(step_table_bytes(table, &card.limits, card.vocab_size, block)));
+            let times = if table == StepTable::Blocks { n_groups } else { 1 };
+            let bytes = aligned(step_table_bytes(table, &card.limits, card.vocab_size, block));
+            *sum = sum.saturating_add(bytes.saturating_mul(times));
         }
         let named = weights_of(program);
         let bytes = named.iter().filter_map(|i| weights.get(*i as usize)).map(|w| aligned(w.bytes));
@@ -246,18 +227,29 @@ impl fmt::Display for MemoryReport {
                 "weights" if mapped => "mapped from the plan".to_string(),
                 "weights" => "copied to the device".to_string(),
                 "activations" => format!("logits {} of it", Bytes(self.logits_in_arena)),
-                "kv pool" => format!(
-                    "{} blocks of {} positions, {} each",
-                    self.kv_blocks,
-                    self.kv_block_tokens,
-                    Bytes(self.kv_block_bytes)
-                ),
+                "kv pool" => self.pools.to_string(),
                 "kernel scratch" => format!("{} threads", self.threads),
                 _ => String::new(),
             };
             writeln!(f, "{}", format!("{name:<16}{:>12}  {note}", Bytes(bytes).to_string()).trim_end())?;
         }
         writeln!(f, "{:<16}{:>12}", "allocated", Bytes(self.allocated()).to_string())
+    }
+}
+
+impl fmt::Display for KvPools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, pool) in self.groups.iter().enumerate() {
+            let (blocks, each) = (pool.blocks, Bytes(pool.block_bytes));
+            match i {
+                0 => write!(f, "{blocks} blocks of {} positions, {each} each", self.block_tokens)?,
+                _ => write!(f, "; {blocks} of {each}")?,
+            }
+            if let Some(window) = pool.window {
+                write!(f, ", window {window}: {} a sequence", pool.blocks_least)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -296,10 +288,10 @@ mod tests {
     #[test]
     fn the_sum_is_that_of_its_lines() {
         let r = report(None);
-        assert_eq!((r.kv_blocks, r.kv_block_bytes, r.kv), (8, 2048, 16384));
-        assert_eq!(r.kv_blocks_least, 2);
+        let pool = KvPool { window: None, blocks: 8, blocks_least: 2, block_bytes: 2048 };
+        assert_eq!((&r.pools.groups[..], r.kv), (&[pool][..], 16384));
         assert_eq!(r.allocated(), r.arena + r.kv + 2 * r.scratch_per_thread + r.sampler);
-        assert_eq!(report(Some(33)).kv_blocks, 2);
+        assert_eq!(report(Some(33)).pools.groups[0].blocks, 2);
         assert_eq!(
             r.to_string(),
             "weights             22.2 KiB  mapped from the plan\n\
@@ -332,6 +324,24 @@ mod tests {
              sampler             37.2 KiB\n\
              allocated           51.8 KiB\n"
         );
+    }
+
+    #[test]
+    fn every_group_has_its_line() {
+        let (weights, _) = place(small_weights()).unwrap();
+        let mut t = small_tables(&weights);
+        let one = MemoryReport::on_device(&t.card, &t.programs[0], &weights, None);
+        let mut group = t.programs[0].cache_groups[0].clone();
+        group.kind = CacheKind::Paged { block: 32, window: Some(20) };
+        t.programs[0].cache_groups.push(group);
+        let two = MemoryReport::on_device(&t.card, &t.programs[0], &weights, None);
+        assert_eq!(
+            two.pools.to_string(),
+            "8 blocks of 32 positions, 2.0 KiB each; 8 of 2.0 KiB, window 20: 2 a sequence"
+        );
+        assert_eq!(two.kv, 2 * one.kv);
+        let tables = |r: &MemoryReport| r.device.unwrap().step_tables;
+        assert_eq!(tables(&two), tables(&one) + 256);
     }
 
     #[test]

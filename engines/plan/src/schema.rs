@@ -259,6 +259,9 @@ pub enum Param {
     Name(String),
 }
 
+/// Most cache groups of a program: a model has one or two windows.
+pub const MAX_CACHE_GROUPS: usize = 8;
+
 /// State that outlives a step.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct CacheGroup {
@@ -272,14 +275,14 @@ pub struct CacheGroup {
     pub layers: Vec<CacheLayer>,
 }
 
-/// Kinds of state. Only `Paged` without a window runs today.
+/// Kinds of state. Only `Paged` runs today.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
 pub enum CacheKind {
     /// Keys and values per position in blocks.
     Paged {
         /// Positions per block.
         block: u32,
-        /// Positions that stay visible; `None` is all.
+        /// Positions that a row sees, its own included; blocks that no row to come sees are free again. `None` is all.
         window: Option<u32>,
     },
     /// One compressed vector per position (multi-head latent attention).

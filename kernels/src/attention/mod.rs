@@ -114,6 +114,9 @@ impl<'a> Attention<'a> {
             at_most(NAME, "sinks", a.heads, sinks.len())?;
         }
         a.batch.check(&a.cache)?;
+        if let Some(kept) = a.batch.window() {
+            at_most(NAME, "window", kept as usize, a.window.map_or(usize::MAX, |w| w as usize))?;
+        }
         let n = product(NAME, "q", &[a.batch.rows(), a.heads, l.head_dim()])?;
         at_least(NAME, "q elements", n, a.q.len())?;
         at_least(NAME, "out elements", n, a.out.len())?;

@@ -245,7 +245,7 @@ impl Kernel for Elementwise<'_> {
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         assert!(units.end <= self.units());
         let pieces = self.pieces();
-        self.path.run(|| {
+        self.path.run(#[inline(always)] || {
             for unit in units {
                 let (row, start) = (unit / pieces, unit % pieces * PIECE);
                 for at in (start..self.cols.min(start + PIECE)).step_by(BLOCK) {

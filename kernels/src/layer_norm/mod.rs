@@ -76,7 +76,7 @@ impl Kernel for LayerNorm<'_> {
         assert!(units.end <= a.rows);
         let n = a.h / a.groups;
         let own = usize::from(a.weight.len() >= a.h);
-        with_float!(a.x.dtype(), T => with_weight!(a.weight.dtype(), T, W => a.path.run(|| for r in units {
+        with_float!(a.x.dtype(), T => with_weight!(a.weight.dtype(), T, W => a.path.run(#[inline(always)] || for r in units {
             for g in 0..a.groups {
                 // SAFETY: rows were checked when built; the unit owns its output row.
                 let (x, w, bias, out) = unsafe {

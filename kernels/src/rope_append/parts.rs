@@ -68,7 +68,7 @@ impl Kernel for Rope<'_> {
         assert!(units.end <= a.rows);
         let (hd, cols) = (a.head_dim, a.heads * a.head_dim);
         let head = &mut scratch[..hd];
-        with_float!(a.x.dtype(), X => with_float!(a.out.dtype(), T => a.path.run(|| for row in units {
+        with_float!(a.x.dtype(), X => with_float!(a.out.dtype(), T => a.path.run(#[inline(always)] || for row in units {
             // SAFETY: rows and positions were checked when built; the unit owns its row of the result.
             let (x, turns, out) = unsafe {
                 (
@@ -144,7 +144,7 @@ impl Kernel for KvAppend<'_> {
         assert!(units.end <= self.units());
         let a = &self.0;
         let l = a.cache.layout();
-        with_float!(l.dtype(), C => a.path.run(|| for row in units {
+        with_float!(l.dtype(), C => a.path.run(#[inline(always)] || for row in units {
             with_float!(a.k.dtype(), X => {
                 // SAFETY: the unit owns the row's slot; indices of the layout are within a block, block ids were checked.
                 unsafe {

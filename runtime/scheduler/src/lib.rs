@@ -5,6 +5,7 @@
 //! The scheduler counts tokens; it never sees them. Positions, lengths and budgets are in tokens.
 
 mod error;
+mod group;
 mod limits;
 mod pool;
 mod scheduler;
@@ -12,7 +13,7 @@ mod sequence;
 mod step;
 
 pub use error::{LimitsError, Misuse, Refusal};
-pub use limits::Limits;
+pub use limits::{GroupLimits, Limits};
 pub use pool::BlockPool;
 pub use scheduler::{Progress, Scheduler, Stats};
 pub use sequence::NewSequence;
@@ -26,9 +27,14 @@ pub struct SeqId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);
 
-/// One KV block of the pool, `0..n_blocks`.
+/// One KV block of a group's pool, `0..n_blocks`, or [`BlockId::NONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
+
+impl BlockId {
+    /// The table entry of positions that no row to come sees.
+    pub const NONE: BlockId = BlockId(lathe_numerics::window::NO_BLOCK);
+}
 
 impl std::fmt::Display for SeqId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -13,9 +13,9 @@ pub struct Limits {
     pub max_sample_rows: u32,
     /// Prompt and answer of one sequence.
     pub max_seq_len: u32,
-    /// Blocks of the KV pool.
-    pub n_blocks: u32,
-    /// Tokens in one block.
+    /// Cache groups, at least one: each has a pool and a table per sequence.
+    pub groups: Vec<GroupLimits>,
+    /// Tokens in one block, in every group.
     pub block_tokens: u32,
     /// Largest prefill chunk of one sequence in one step; `None`: what the budget leaves.
     pub chunk_limit: Option<u32>,
@@ -23,16 +23,27 @@ pub struct Limits {
     pub max_queue: usize,
 }
 
+/// Sizes of one cache group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupLimits {
+    /// Blocks of its pool.
+    pub n_blocks: u32,
+    /// Positions that a row sees, its own included; `None`: all up to its own.
+    pub window: Option<u32>,
+}
+
 impl Limits {
     pub(crate) fn check(&self) -> Result<(), LimitsError> {
         let at_least_one = [
             ("max_batch", self.max_batch),
             ("max_seq_len", self.max_seq_len),
-            ("n_blocks", self.n_blocks),
+            ("groups", self.groups.len() as u32),
             ("block_tokens", self.block_tokens),
             ("chunk_limit", self.chunk_limit.unwrap_or(1)),
         ];
-        if let Some(&(name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+        let of_groups =
+            self.groups.iter().flat_map(|g| [("n_blocks", g.n_blocks), ("window", g.window.unwrap_or(1))]);
+        if let Some((name, _)) = at_least_one.into_iter().chain(of_groups).find(|(_, value)| *value == 0) {
             return Err(LimitsError::Zero { name });
         }
         for (name, value) in
@@ -49,13 +60,12 @@ impl Limits {
         n_tokens.div_ceil(self.block_tokens)
     }
 
+    /// Tokens that one sequence may have in every group's pool.
     pub(crate) fn pool_tokens(&self) -> u64 {
-        u64::from(self.n_blocks) * u64::from(self.block_tokens)
-    }
-
-    /// Blocks kept free at admission while others run, so that they can grow a little before anyone must be
-    /// preempted: one in a hundred, at least one.
-    pub(crate) fn watermark(&self) -> u32 {
-        (self.n_blocks / 100).max(1)
+        let tokens = |group: &GroupLimits| match group.n_blocks >= self.at_once(group) {
+            true => u64::MAX,
+            false => u64::from(group.n_blocks) * u64::from(self.block_tokens),
+        };
+        self.groups.iter().map(tokens).min().unwrap_or(0)
     }
 }

@@ -5,10 +5,9 @@
 //! it back at the front. So the oldest live sequence is never preempted while another runs, gets a token of
 //! every step, and ends; then the next one is the oldest. That is the proof against starvation and livelock.
 
+use crate::group::{Admission, Group};
 use crate::sequence::Sequence;
-use crate::{
-    BlockId, BlockPool, Limits, LimitsError, Misuse, NewSequence, Refusal, Scheduled, SeqId, Slot, Step,
-};
+use crate::{BlockId, Limits, LimitsError, Misuse, NewSequence, Refusal, Scheduled, SeqId, Slot, Step};
 use std::collections::VecDeque;
 
 /// What a sequence does after a committed step.
@@ -27,9 +26,9 @@ pub struct Stats {
     pub n_queued: usize,
     /// Sequences with a slot.
     pub n_running: usize,
-    /// Blocks with a reference.
+    /// Blocks with a reference in the group whose pool is fullest.
     pub n_blocks_used: u32,
-    /// Blocks of the pool.
+    /// Blocks of that pool.
     pub n_blocks: u32,
     /// Preemptions since the start.
     pub n_preemptions: u64,
@@ -42,13 +41,11 @@ struct Budget {
     rows: u32,
 }
 
-/// Queue, running sequences and their blocks. One cache group: a table per slot.
+/// Queue, running sequences and their blocks.
 #[derive(Debug, Clone)]
 pub struct Scheduler {
     limits: Limits,
-    pool: BlockPool,
-    /// By slot; capacity for the longest sequence, so that growth does not allocate.
-    tables: Vec<Vec<BlockId>>,
+    groups: Vec<Group>,
     free_slots: Vec<Slot>,
     /// Sorted by id; all ids here are smaller than all in `queue`.
     running: Vec<Sequence>,
@@ -67,10 +64,8 @@ impl Scheduler {
     pub fn new(limits: Limits) -> Result<Self, LimitsError> {
         limits.check()?;
         let max_batch = limits.max_batch as usize;
-        let table_len = limits.blocks_for(limits.max_seq_len).min(limits.n_blocks) as usize;
         Ok(Self {
-            pool: BlockPool::new(limits.n_blocks),
-            tables: (0..max_batch).map(|_| Vec::with_capacity(table_len)).collect(),
+            groups: limits.groups.iter().map(|group| Group::new(&limits, group)).collect(),
             free_slots: (0..limits.max_batch).rev().map(Slot).collect(),
             running: Vec::with_capacity(max_batch),
             queue: VecDeque::with_capacity(limits.max_queue.saturating_add(max_batch).min(1 << 16)),
@@ -166,6 +161,11 @@ impl Scheduler {
         seq.in_flight = 0;
         seq.in_flight_samples = false;
         seq.num_scored = seq.num_scored.max(seq.num_computed.min(seq.prompt_len));
+        let kept_from = seq.kept_from(self.limits.block_tokens);
+        let prompt_tokens = (appended == 0 && seq.remaining() > 0).then(|| seq.tokens_with_next());
+        for group in &mut self.groups {
+            group.advance(seq.slot, kept_from, prompt_tokens);
+        }
         Ok(if seq.at_length() { Progress::Length } else { Progress::Continues })
     }
 
@@ -186,9 +186,10 @@ impl Scheduler {
         self.end(id)
     }
 
-    /// KV blocks of a slot in position order; empty when the slot is free.
-    pub fn block_table(&self, slot: Slot) -> &[BlockId] {
-        self.tables.get(slot.0 as usize).map_or(&[], Vec::as_slice)
+    /// KV blocks of a slot in one cache group, in position order: entry `i` is that of positions `i * block_tokens..`,
+    /// [`BlockId::NONE`] where no row to come sees it. Empty when the slot is free.
+    pub fn block_table(&self, group: usize, slot: Slot) -> &[BlockId] {
+        self.groups.get(group).map_or(&[], |group| group.table(slot))
     }
 
     /// No sequence waits or runs.
@@ -198,23 +199,32 @@ impl Scheduler {
 
     /// Counters for metrics.
     pub fn stats(&self) -> Stats {
+        let used = |group: &Group| (group.pool().n_blocks() - group.pool().n_free(), group.pool().n_blocks());
+        let fuller = |a: (u32, u32), b: (u32, u32)| {
+            let is_fuller = u64::from(b.0) * u64::from(a.1) > u64::from(a.0) * u64::from(b.1);
+            if is_fuller { b } else { a }
+        };
+        let (n_blocks_used, n_blocks) = self.groups.iter().map(used).reduce(fuller).unwrap_or_default();
         Stats {
             n_queued: self.queue.len(),
             n_running: self.running.len(),
-            n_blocks_used: self.pool.n_blocks() - self.pool.n_free(),
-            n_blocks: self.pool.n_blocks(),
+            n_blocks_used,
+            n_blocks,
             n_preemptions: self.n_preemptions,
             n_shared_tokens: self.n_shared_tokens,
         }
     }
 
-    /// Checks what must hold between any two calls: references sum, no leak, slots and ids are unique, the
-    /// arrival order of running and waiting, tables cover what is computed. Allocates; for tests.
+    /// Checks what must hold between any two calls: references sum, no leak, promises can be kept, no sequence holds
+    /// more than it may, slots and ids are unique, the arrival order of running and waiting, tables cover what is
+    /// computed and what is still seen. Allocates; for tests.
     ///
     /// # Errors
     /// The first thing found wrong.
     pub fn verify(&self) -> Result<(), String> {
-        self.pool.verify(self.tables.iter().map(Vec::as_slice))?;
+        for (index, group) in self.groups.iter().enumerate() {
+            group.verify().map_err(|why| format!("group {index}: {why}"))?;
+        }
         let ids: Vec<_> = self.running.iter().chain(&self.queue).map(|seq| seq.id).collect();
         if !ids.is_sorted_by(|a, b| a < b) {
             return Err(format!("arrival order broken: {ids:?}"));
@@ -225,13 +235,14 @@ impl Scheduler {
         if !slots.iter().copied().eq((0..self.limits.max_batch).map(Slot)) {
             return Err(format!("slots lost or shared: {slots:?}"));
         }
-        if let Some(slot) = self.free_slots.iter().find(|slot| !self.block_table(**slot).is_empty()) {
+        let has_blocks = |slot: Slot| self.groups.iter().any(|group| !group.table(slot).is_empty());
+        if let Some(slot) = self.free_slots.iter().find(|slot| has_blocks(**slot)) {
             return Err(format!("slot {}: free with blocks", slot.0));
         }
         for seq in &self.running {
-            let held = self.block_table(seq.slot).len() as u32;
-            if held < self.limits.blocks_for(seq.num_computed + seq.in_flight) {
-                return Err(format!("{}: {held} blocks do not cover what is computed", seq.id));
+            let end = seq.num_computed + seq.in_flight;
+            if !self.groups.iter().all(|group| group.holds(seq.slot, seq.num_computed, end)) {
+                return Err(format!("{}: its blocks do not cover what is computed or seen", seq.id));
             }
         }
         match self.queue.iter().find(|seq| seq.num_computed + seq.in_flight > 0) {
@@ -256,11 +267,20 @@ impl Scheduler {
             // A decode that is still ready found no block.
             if self.running[at].is_ready() && self.running[at].remaining() > 1 {
                 let len = self.chunk(&self.running[at], budget);
-                if len > 0 {
+                // Blocks for it were promised at admission.
+                if len > 0 && self.cover(at, len) {
                     self.push(at, len, false, step, budget);
                 }
             }
         }
+    }
+
+    /// Gives a sequence blocks for its next `len` positions. False: a group has too few.
+    fn cover(&mut self, at: usize, len: u32) -> bool {
+        let seq = &self.running[at];
+        let end = seq.num_computed + len;
+        let with_next = if end == seq.num_tokens { seq.tokens_with_next() } else { end };
+        self.groups.iter_mut().all(|group| group.cover(seq.slot, end, with_next))
     }
 
     /// Admits from the head of the queue while a slot, budget and blocks are there. A head that must wait makes
@@ -272,40 +292,49 @@ impl Scheduler {
             let (n_shared, parent_slot) = parent.unwrap_or((0, slot));
             let mut seq = Sequence { slot, num_computed: n_shared * self.limits.block_tokens, ..head };
             let len = self.chunk(&seq, budget);
-            // The whole prompt and the next token get their blocks now: a prompt under way never waits for
-            // blocks, so only decodes can cause preemption.
-            let n_new = self.limits.blocks_for(seq.tokens_with_next()) - n_shared;
-            let kept = if self.running.is_empty() { 0 } else { self.limits.watermark() };
-            if len == 0 || n_new.saturating_add(kept) > self.pool.n_free() {
+            // The whole prompt and the next token get or are promised their blocks now: a prompt under way never waits
+            // for blocks, so only decodes can cause preemption.
+            let new = Admission {
+                n_shared,
+                kept_from: seq.kept_from(self.limits.block_tokens),
+                n_tokens: seq.tokens_with_next(),
+            };
+            let alone = self.running.is_empty();
+            if len == 0 || !self.groups.iter().all(|group| group.admits(new, alone)) {
                 return;
             }
             self.queue.pop_front();
             self.free_slots.pop();
-            for at in 0..n_shared as usize {
-                let block = self.tables[parent_slot.0 as usize][at];
-                self.pool.share(block);
-                self.tables[slot.0 as usize].push(block);
+            for group in &mut self.groups {
+                group.admit(slot, parent_slot, new);
             }
-            let table = &mut self.tables[slot.0 as usize];
-            table.extend((0..n_new).map_while(|_| self.pool.alloc()));
             self.n_shared_tokens += u64::from(seq.num_computed);
             seq.in_flight = 0;
             self.running.push(seq);
-            self.push(self.running.len() - 1, len, true, step, budget);
+            let at = self.running.len() - 1;
+            self.cover(at, len);
+            self.push(at, len, true, step, budget);
         }
     }
 
     /// The number of blocks to share and the slot that has them; `Ok(None)`: nothing to share; `Err`: the
     /// parent is still computing them. The parent is older, so it runs or has ended.
     fn prefix(&self, child: &Sequence) -> Result<Option<(u32, Slot)>, ()> {
-        // The last prompt token is always computed: its row gives the first token.
-        let n_shared = (child.prompt_len - 1) / self.limits.block_tokens;
+        let shared_len = child.shared_len(self.limits.block_tokens);
+        let n_shared = shared_len / self.limits.block_tokens;
         let Some(parent) = child.share_prefix_of.filter(|_| n_shared > 0 && !child.score_prompt) else {
             return Ok(None);
         };
         match self.running.binary_search_by_key(&parent, |seq| seq.id) {
             Ok(at) if self.running[at].num_computed >= self.running[at].prompt_len => {
-                Ok(Some((n_shared, self.running[at].slot)))
+                let parent = &self.running[at];
+                // A parent whose window has moved on has no longer what the child would see. One of the two that
+                // recomputes an answer is promised the blocks that leave its window: they must not stay with the other.
+                let recompute = parent.remaining() > 1 || child.num_tokens > child.prompt_len;
+                let shares = |group: &Group| {
+                    !group.is_windowed() || !recompute && group.has_prefix(parent.slot, shared_len)
+                };
+                Ok(self.groups.iter().all(shares).then_some((n_shared, parent.slot)))
             }
             Ok(_) => Err(()),
             Err(_) => Ok(None),
@@ -320,12 +349,7 @@ impl Scheduler {
     /// Gives a decode the blocks for its token, at the price of the youngest running sequences. False: it
     /// cannot run in this step, or was itself the youngest and is preempted.
     fn grow(&mut self, at: usize, step: &mut Step) -> bool {
-        let (slot, num_tokens) = (self.running[at].slot.0 as usize, self.running[at].num_tokens);
-        while self.tables[slot].len() < self.limits.blocks_for(num_tokens) as usize {
-            if let Some(block) = self.pool.alloc() {
-                self.tables[slot].push(block);
-                continue;
-            }
+        while !self.cover(at, 1) {
             let youngest = self.running.len() - 1;
             if self.running[youngest].in_flight > 0 {
                 return false;
@@ -374,9 +398,8 @@ impl Scheduler {
     }
 
     fn free_slot(&mut self, slot: Slot) {
-        // Last block first, so that the free list hands them out again in position order.
-        for block in self.tables[slot.0 as usize].drain(..).rev() {
-            self.pool.release(block);
+        for group in &mut self.groups {
+            group.free(slot);
         }
         self.free_slots.push(slot);
     }

@@ -59,6 +59,19 @@ impl Sequence {
         (self.num_tokens + 1).min(self.token_cap)
     }
 
+    /// Where the part of a prompt ends that others with the same prompt take by reference: its full blocks, but for the
+    /// last token, which everyone computes for itself because its row gives the first token.
+    pub fn shared_len(&self, block_tokens: u32) -> u32 {
+        (self.prompt_len - 1) / block_tokens * block_tokens
+    }
+
+    /// First position whose row is still to come, of this sequence or of one that takes its prompt over: what that row
+    /// sees is kept. Others get their chance in the step after the prompt, then its blocks may go.
+    pub fn kept_from(&self, block_tokens: u32) -> u32 {
+        let is_fresh = self.num_computed <= self.prompt_len && self.num_tokens <= self.prompt_len + 1;
+        if is_fresh { self.num_computed.min(self.shared_len(block_tokens)) } else { self.num_computed }
+    }
+
     pub fn samples(&self, len: u32) -> bool {
         len == self.remaining() && self.num_tokens < self.token_cap
     }

@@ -1,7 +1,7 @@
 //! Steps allocate nothing, with growth, preemption and readmission among them. Alone in its binary: the
 //! allocator counts the whole process.
 
-use lathe_scheduler::{Limits, NewSequence, Progress, Scheduler, SeqId, Step};
+use lathe_scheduler::{GroupLimits, Limits, NewSequence, Progress, Scheduler, SeqId, Step};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -32,7 +32,7 @@ fn steps_do_not_allocate() {
         max_num_tokens: 32,
         max_sample_rows: 8,
         max_seq_len: 128,
-        n_blocks: 40,
+        groups: vec![GroupLimits { n_blocks: 40, window: None }],
         block_tokens: 4,
         chunk_limit: None,
         max_queue: 32,

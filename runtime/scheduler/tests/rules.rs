@@ -1,8 +1,12 @@
 //! The rules one by one, as small tables.
 
 use lathe_scheduler::{
-    Limits, LimitsError, Misuse, NewSequence, Progress, Refusal, Scheduler, SeqId, Slot, Step,
+    GroupLimits, Limits, LimitsError, Misuse, NewSequence, Progress, Refusal, Scheduler, SeqId, Slot, Step,
 };
+
+fn pool(n_blocks: u32) -> Vec<GroupLimits> {
+    vec![GroupLimits { n_blocks, window: None }]
+}
 
 fn limits() -> Limits {
     Limits {
@@ -10,7 +14,7 @@ fn limits() -> Limits {
         max_num_tokens: 16,
         max_sample_rows: 6,
         max_seq_len: 64,
-        n_blocks: 32,
+        groups: pool(32),
         block_tokens: 4,
         chunk_limit: None,
         max_queue: 8,
@@ -81,7 +85,7 @@ fn chunk_limit_cuts_prefill() {
 #[test]
 fn the_youngest_is_preempted_and_comes_back_first() {
     // Two prompts of 8 take 3 blocks each, the pool has 7: 2 is the youngest when a fourth block each is needed. 3 waits behind it.
-    let mut scheduler = Scheduler::new(Limits { n_blocks: 7, ..limits() }).unwrap();
+    let mut scheduler = Scheduler::new(Limits { groups: pool(7), ..limits() }).unwrap();
     for id in 1..=3 {
         scheduler.add(sequence(id, 8, 12)).unwrap();
     }
@@ -112,7 +116,7 @@ fn a_choice_shares_the_full_blocks_of_its_parents_prompt() {
     assert_eq!(step(&mut scheduler), [(1, 0, 16, 0)], "2 waits for the prompt of 1");
     assert_eq!(step(&mut scheduler), [(1, 16, 2, 1)]);
     assert_eq!(step(&mut scheduler), [(1, 18, 1, 1), (2, 16, 2, 1)]);
-    let (parent, child) = (scheduler.block_table(Slot(0)), scheduler.block_table(Slot(1)));
+    let (parent, child) = (scheduler.block_table(0, Slot(0)), scheduler.block_table(0, Slot(1)));
     assert_eq!((&parent[..4], parent[4] == child[4]), (&child[..4], false));
     assert_eq!(scheduler.stats().n_blocks_used, 6);
     scheduler.abort(SeqId(1)).unwrap();
@@ -137,7 +141,7 @@ fn a_prompt_of_whole_blocks_keeps_its_last_one_to_itself() {
 
 #[test]
 fn refusals_name_the_numbers() {
-    let mut scheduler = Scheduler::new(Limits { max_queue: 2, n_blocks: 10, ..limits() }).unwrap();
+    let mut scheduler = Scheduler::new(Limits { max_queue: 2, groups: pool(10), ..limits() }).unwrap();
     scheduler.add(sequence(5, 8, 1)).unwrap();
     let shared =
         |id, prompt_len| NewSequence { share_prefix_of: Some(SeqId(5)), ..sequence(id, prompt_len, 1) };

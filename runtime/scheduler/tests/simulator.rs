@@ -2,7 +2,8 @@
 //! Every step is held against the rules; nothing here reads the scheduler's private state.
 
 use lathe_scheduler::{
-    BlockId, Limits, Misuse, NewSequence, Progress, Refusal, Scheduled, Scheduler, SeqId, Slot, Step,
+    BlockId, GroupLimits, Limits, Misuse, NewSequence, Progress, Refusal, Scheduled, Scheduler, SeqId, Slot,
+    Step,
 };
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -53,20 +54,40 @@ struct Live {
     in_flight: bool,
 }
 
+/// First position that the row at `position` sees.
+fn first_seen(group: &GroupLimits, position: u32) -> u32 {
+    group.window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
+/// Most blocks of a group that one sequence may hold.
+fn at_once(limits: &Limits, group: &GroupLimits) -> u32 {
+    let step = limits.max_num_tokens.max(limits.block_tokens);
+    group.window.map_or(u32::MAX, |window| (window + step).div_ceil(limits.block_tokens) + 1)
+}
+
+/// Tokens that one sequence may have in all pools.
+fn pool_tokens(limits: &Limits) -> u32 {
+    let tokens = |group: &GroupLimits| {
+        let is_enough = group.n_blocks >= at_once(limits, group);
+        if is_enough { u32::MAX } else { group.n_blocks * limits.block_tokens }
+    };
+    limits.groups.iter().map(tokens).min().unwrap()
+}
+
 struct Simulation {
     limits: Limits,
     scheduler: Scheduler,
     live: BTreeMap<SeqId, Live>,
     ended: HashSet<SeqId>,
-    memory: HashMap<(BlockId, u32), Kv>,
+    /// By group, block and position in the block.
+    memory: HashMap<(usize, BlockId, u32), Kv>,
     n_preempted: u64,
 }
 
 impl Simulation {
     fn fits(&self, request: &Request) -> bool {
         let needed = u64::from(request.prompt_len + request.max_new.min(1));
-        needed <= u64::from(self.limits.max_seq_len)
-            && needed <= u64::from(self.limits.n_blocks) * u64::from(self.limits.block_tokens)
+        needed <= u64::from(self.limits.max_seq_len) && needed <= u64::from(pool_tokens(&self.limits))
     }
 
     fn add(&mut self, id: SeqId, family: u64, request: &Request, parent: Option<SeqId>, now: u32) -> bool {
@@ -111,7 +132,10 @@ impl Simulation {
         let slot = self.live.remove(&id).unwrap().slot;
         let scheduler = &mut self.scheduler;
         if abort { scheduler.abort(id) } else { scheduler.finish(id) }.unwrap();
-        assert!(slot.is_none_or(|slot| scheduler.block_table(slot).is_empty()), "blocks stay after the end");
+        for group in 0..self.limits.groups.len() {
+            let is_empty = |slot| scheduler.block_table(group, slot).is_empty();
+            assert!(slot.is_none_or(is_empty), "blocks stay after the end");
+        }
         assert_eq!(scheduler.finish(id), Err(Misuse::Ended(id)));
         assert_eq!(scheduler.abort(id), Err(Misuse::Ended(id)));
         assert_eq!(scheduler.commit(id, 1), Err(Misuse::Ended(id)));
@@ -153,21 +177,35 @@ impl Simulation {
         }
         for item in &step.sequences {
             self.check_item(item);
-            let blocks = self.scheduler.block_table(item.slot).to_vec();
-            let place = |position: u32| {
-                (blocks[(position / self.limits.block_tokens) as usize], position % self.limits.block_tokens)
-            };
-            for position in item.start..item.start + item.len {
-                self.memory.insert(place(position), self.token(item.id, position));
+            for group in 0..self.limits.groups.len() {
+                let blocks = self.scheduler.block_table(group, item.slot).to_vec();
+                for position in item.start..item.start + item.len {
+                    let at = (position / self.limits.block_tokens) as usize;
+                    let place = (group, blocks[at], position % self.limits.block_tokens);
+                    assert_ne!(place.1, BlockId::NONE, "{} has no block to write", item.id);
+                    self.memory.insert(place, self.token(item.id, position));
+                }
             }
         }
         // Read after all have written: what a neighbour overwrites shows.
         for item in &step.sequences {
-            let blocks = self.scheduler.block_table(item.slot);
-            for position in 0..item.start + item.len {
-                let at = position / self.limits.block_tokens;
-                let read = self.memory.get(&(blocks[at as usize], position % self.limits.block_tokens));
-                assert_eq!(read, Some(&self.token(item.id, position)), "{} reads a foreign KV", item.id);
+            for (at, group) in self.limits.groups.iter().enumerate() {
+                let blocks = self.scheduler.block_table(at, item.slot);
+                for position in first_seen(group, item.start)..item.start + item.len {
+                    let block = blocks[(position / self.limits.block_tokens) as usize];
+                    let read = self.memory.get(&(at, block, position % self.limits.block_tokens));
+                    assert_eq!(read, Some(&self.token(item.id, position)), "{} reads a foreign KV", item.id);
+                }
+            }
+        }
+        for live in self.live.values() {
+            let Some(slot) = live.slot else { continue };
+            for (at, group) in self.limits.groups.iter().enumerate() {
+                let held = self.scheduler.block_table(at, slot).iter().filter(|b| **b != BlockId::NONE);
+                assert!(
+                    held.count() as u32 <= at_once(&self.limits, group),
+                    "more blocks than a window needs"
+                );
             }
         }
         let slots: Vec<_> = self.live.values().filter_map(|live| live.slot).collect();
@@ -219,16 +257,30 @@ impl Simulation {
     }
 
     fn check_shared_blocks(&self) {
-        let mut seen: HashMap<BlockId, (u64, usize)> = HashMap::new();
-        for live in self.live.values() {
+        let mut seen: HashMap<(usize, BlockId), (u64, usize)> = HashMap::new();
+        for (group, live) in
+            (0..self.limits.groups.len()).flat_map(|g| self.live.values().map(move |l| (g, l)))
+        {
             let Some(slot) = live.slot else { continue };
-            for (at, block) in self.scheduler.block_table(slot).iter().enumerate() {
-                if let Some(other) = seen.insert(*block, (live.family, at)) {
+            for (at, block) in self.scheduler.block_table(group, slot).iter().enumerate() {
+                if *block != BlockId::NONE
+                    && let Some(other) = seen.insert((group, *block), (live.family, at))
+                {
                     assert_eq!(other, (live.family, at), "block in two unrelated tables");
                     let n_full = (live.prompt_len - 1) / self.limits.block_tokens;
                     assert!(at < n_full as usize, "a block that will be written is shared");
                 }
             }
+        }
+    }
+
+    /// An answer keeps what its next row sees and not a block more.
+    fn check_window(&self, slot: Slot, computed: u32) {
+        for (at, group) in self.limits.groups.iter().enumerate() {
+            let first = first_seen(group, computed) / self.limits.block_tokens;
+            let table = self.scheduler.block_table(at, slot);
+            let gone = table.iter().take_while(|block| **block == BlockId::NONE).count();
+            assert_eq!(gone, first as usize, "blocks stay behind the window, or are missing in it");
         }
     }
 
@@ -247,13 +299,16 @@ impl Simulation {
             assert!(matches!(wrong, Err(Misuse::WrongAppend { .. })));
             let progress = self.scheduler.commit(item.id, sampled).unwrap();
             assert_eq!(self.scheduler.commit(item.id, sampled), Err(Misuse::NotScheduled(item.id)));
-            let pool = self.limits.n_blocks * self.limits.block_tokens;
+            let pool = pool_tokens(&self.limits);
             let cap = (live.prompt_len + live.max_new).min(self.limits.max_seq_len).min(pool);
             live.at_length = live.prompt_len + live.generated == cap && live.computed >= live.prompt_len;
             assert_eq!(progress == Progress::Length, live.at_length);
             if live.at_length {
                 assert!(!live.score_prompt || live.scored == live.prompt_len, "prompt not scored");
                 self.end(item.id, false);
+            } else if live.generated > 1 {
+                let computed = live.computed;
+                self.check_window(item.slot, computed);
             }
         }
     }
@@ -325,31 +380,25 @@ fn simulate(case: &Case) -> (u32, u64, u64) {
     (now, stats.n_preemptions, stats.n_shared_tokens)
 }
 
-fn limits() -> impl Strategy<Value = Limits> {
-    (1u32..8, 0u32..40, 0u32..6, 1u32..80, 1u32..24, 1u32..9, prop::option::of(1u32..12), 1usize..30)
-        .prop_map(
-            |(
-                max_batch,
-                more_tokens,
-                more_rows,
-                max_seq_len,
-                n_blocks,
-                block_tokens,
-                chunk_limit,
-                max_queue,
-            )| {
-                Limits {
-                    max_batch,
-                    max_num_tokens: max_batch + more_tokens,
-                    max_sample_rows: max_batch + more_rows,
-                    max_seq_len,
-                    n_blocks,
-                    block_tokens,
-                    chunk_limit,
-                    max_queue,
-                }
-            },
-        )
+fn group() -> impl Strategy<Value = GroupLimits> {
+    (1u32..24, prop::option::of(1u32..40)).prop_map(|(n_blocks, window)| GroupLimits { n_blocks, window })
+}
+
+fn limits(groups: impl Strategy<Value = Vec<GroupLimits>>) -> impl Strategy<Value = Limits> {
+    let sizes = (1u32..8, 0u32..40, 0u32..6, 1u32..80, 1u32..9, prop::option::of(1u32..12), 1usize..30);
+    (sizes, groups).prop_map(|(sizes, groups)| {
+        let (max_batch, more_tokens, more_rows, max_seq_len, block_tokens, chunk_limit, max_queue) = sizes;
+        Limits {
+            max_batch,
+            max_num_tokens: max_batch + more_tokens,
+            max_sample_rows: max_batch + more_rows,
+            max_seq_len,
+            groups,
+            block_tokens,
+            chunk_limit,
+            max_queue,
+        }
+    })
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -372,11 +421,30 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn random_cases_keep_the_rules(
-        limits in limits(),
+        limits in limits(prop::collection::vec(group(), 1..4)),
         requests in prop::collection::vec(request(), 1..40),
         overlap: bool,
     ) {
         simulate(&Case { limits, requests, overlap });
+    }
+
+    /// A window group as large as the full one, or as all sequences together can fill it, is never what they wait for.
+    #[test]
+    fn groups_of_the_planned_size_change_no_schedule(
+        limits in limits(prop::collection::vec((1u32..24).prop_map(|n_blocks| GroupLimits { n_blocks, window: None }), 1)),
+        windows in prop::collection::vec(1u32..40, 1..4),
+        requests in prop::collection::vec(request(), 1..40),
+        overlap: bool,
+    ) {
+        let requests: Vec<Request> = requests.into_iter().map(|r| Request { shares: None, ..r }).collect();
+        let mut more = limits.clone();
+        for window in windows {
+            let mut group = GroupLimits { n_blocks: 0, window: Some(window) };
+            group.n_blocks = limits.groups[0].n_blocks.min(limits.max_batch * at_once(&limits, &group));
+            more.groups.push(group);
+        }
+        let alone = simulate(&Case { limits, requests: requests.clone(), overlap });
+        prop_assert_eq!(simulate(&Case { limits: more, requests, overlap }), alone);
     }
 }
 
@@ -384,7 +452,7 @@ proptest! {
 #[test]
 fn long_run_survives_a_preemption_storm() {
     let mut rng = SmallRng::seed_from_u64(7);
-    let requests = (0..3000)
+    let requests: Vec<Request> = (0..3000)
         .map(|at| Request {
             arrival: at * 2,
             prompt_len: rng.random_range(1..100),
@@ -395,16 +463,25 @@ fn long_run_survives_a_preemption_storm() {
             shares: rng.random_bool(0.3).then(|| rng.random_range(0..3)),
         })
         .collect();
-    let limits = Limits {
-        max_batch: 16,
-        max_num_tokens: 64,
-        max_sample_rows: 32,
-        max_seq_len: 200,
-        n_blocks: 60,
-        block_tokens: 8,
-        chunk_limit: Some(48),
-        max_queue: 4000,
-    };
-    let (steps, preemptions, shared) = simulate(&Case { limits, requests, overlap: false });
-    assert!(preemptions > 1000 && shared > 1000, "{steps} steps, {preemptions} preemptions, {shared} shared");
+    // A full pool; one with a window beside it; one without room for all windows at once.
+    let pools = [(60, None), (60, Some(50)), (40, Some(50))]
+        .map(|(n_blocks, window)| GroupLimits { n_blocks, window });
+    for (groups, n_requests, storm) in
+        [(&pools[..1], 3000, 1000), (&pools[..2], 1500, 500), (&pools[2..], 1500, 100)]
+    {
+        let limits = Limits {
+            max_batch: 16,
+            max_num_tokens: 64,
+            max_sample_rows: 32,
+            max_seq_len: 200,
+            groups: groups.to_vec(),
+            block_tokens: 8,
+            chunk_limit: Some(48),
+            max_queue: 4000,
+        };
+        let case = Case { limits, requests: requests[..n_requests].to_vec(), overlap: false };
+        let (steps, preemptions, shared) = simulate(&case);
+        let counts = format!("{groups:?}: {steps} steps, {preemptions} preemptions, {shared} shared");
+        assert!(preemptions > storm && shared > 1000, "{counts}");
+    }
 }

@@ -41,9 +41,14 @@ pub fn run(matches: &ArgMatches) -> Outcome<Exit> {
         say(format!("measured  {} {}", line.name, format_bytes(line.bytes)))?;
     }
     say(format!("fits      path {}, {} threads", info.path, info.threads))?;
+    let blocks = info.groups.iter().map(|g| match g.window {
+        None => g.n_blocks.to_string(),
+        Some(window) => format!("{} (window {window})", g.n_blocks),
+    });
+    let blocks = blocks.collect::<Vec<_>>().join(" and ");
     say(format!(
-        "limits    {} sequences, {} tokens a step, {} tokens a sequence, {} KV blocks of {}",
-        info.max_batch, info.max_num_tokens, info.max_seq_len, info.n_blocks, info.block_tokens
+        "limits    {} sequences, {} tokens a step, {} tokens a sequence, {blocks} KV blocks of {}",
+        info.max_batch, info.max_num_tokens, info.max_seq_len, info.block_tokens
     ))?;
     plan.verify_weights(|_| {}).map_err(faults::plan)?;
     say(format!("hashes    {} weights are intact", plan.weights().len()))?;

@@ -14,10 +14,10 @@ pub fn each_logits(
     ids: &[u32],
     mut take: impl FnMut(usize, &[f32]),
 ) -> Result<(), EngineError> {
-    let info = engine.info();
-    let (vocab, block) = (info.vocab_size as usize, info.block_tokens as usize);
-    let longest = info.max_seq_len.min(info.n_blocks.saturating_mul(info.block_tokens)) as usize;
-    if ids.len() > longest {
+    let info = engine.info().clone();
+    let vocab = info.vocab_size as usize;
+    let longest = info.max_seq_len as usize;
+    if ids.len() > longest || info.places(ids.len() as u32) == 0 {
         return Err(EngineError::Fit {
             what: "prompt".into(),
             why: format!("it has {} tokens, a sequence holds {longest}", ids.len()),
@@ -26,7 +26,7 @@ pub fn each_logits(
     }
     let chunk = info.max_sample_rows.min(info.max_num_tokens).max(1) as usize;
     let slot = Slot(0);
-    let mut plan = StepPlan::with_capacity(chunk, 1, chunk, ids.len().div_ceil(block));
+    let mut plan = StepPlan::with_capacity(chunk, 1, chunk, ids.len(), info.groups.len());
     let mut output = StepOutput::with_capacity(chunk);
     engine.bind(slot, SlotState { prompt: ids, ..SlotState::default() })?;
     for start in (0..ids.len()).step_by(chunk) {
@@ -34,14 +34,14 @@ pub fn each_logits(
         plan.clear();
         plan.tokens.extend(ids[start..end].iter().map(|&id| TokenSource::Literal(id)));
         plan.positions.extend(start as u32..end as u32);
-        plan.blocks.extend(0..end.div_ceil(block) as u32);
+        let (blocks_start, blocks_len) = plan.push_own_blocks(&info, 0, ids.len() as u32, start as u32);
         plan.seqs.push(SeqStep {
             slot,
             q_start: 0,
             q_len: (end - start) as u32,
             kv_len: end as u32,
-            blocks_start: 0,
-            blocks_len: plan.blocks.len() as u32,
+            blocks_start,
+            blocks_len,
             adapter: None,
         });
         plan.rows.extend((start..end).map(|position| SampleRow {

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use lathe_api::Engine;
 use lathe_cpu::Isa;
 use lathe_diagnostics::parse_bytes;
+use lathe_plan::kv::KvPools;
 use lathe_plan::{MemoryReport, MemoryRequest, Plan};
 use lathe_text::{TextModel, TokenizerConfig};
 
@@ -143,8 +144,7 @@ pub fn memory_report(plan: &Plan, settings: &EngineSettings) -> Option<MemoryRep
     };
     let card = plan.card();
     let default = MemoryRequest { threads: threads as u64, kv_tokens: None };
-    let report = MemoryReport::of(card, program, plan.weights(), default);
-    let kv_tokens =
-        settings.kv_bytes.map(|bytes| bytes / report.kv_block_bytes.max(1) * report.kv_block_tokens);
+    let within = |bytes| KvPools::within(&program.cache_groups, &card.limits, bytes).tokens;
+    let kv_tokens = settings.kv_bytes.map(within);
     Some(MemoryReport::of(card, program, plan.weights(), MemoryRequest { kv_tokens, ..default }))
 }

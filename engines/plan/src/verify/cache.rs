@@ -1,9 +1,43 @@
 //! Cache groups. A layer takes at least the bytes of its elements; an engine that pads checks its own, larger size.
 
-use super::{MAX_EXTENT, VerifyError};
-use crate::schema::{CacheGroup, CacheKind};
+use super::{MAX_EXTENT, VerifyError, order};
+use crate::schema::{CacheGroup, CacheKind, Launch, MAX_CACHE_GROUPS, Place, Program};
 
-pub(super) fn check(program: &str, index: usize, group: &CacheGroup) -> Result<(), VerifyError> {
+pub(super) fn check(p: &Program) -> Result<(), VerifyError> {
+    let count = p.cache_groups.len();
+    if count > MAX_CACHE_GROUPS {
+        return Err(VerifyError::CacheCount { program: p.name.clone(), count, most: MAX_CACHE_GROUPS });
+    }
+    let mut first = None;
+    for (i, g) in p.cache_groups.iter().enumerate() {
+        group(&p.name, i, g)?;
+        if let CacheKind::Paged { block, .. } = g.kind {
+            let other = *first.get_or_insert(block);
+            if block != other {
+                let at = format!("program {}: cache group {i}", p.name);
+                return Err(VerifyError::CacheBlocksDiffer { at, block, other });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An attention sees no more of a cache group than the group keeps.
+pub(super) fn window(p: &Program, index: usize, l: &Launch) -> Result<(), VerifyError> {
+    for operand in l.inputs.iter().filter(|_| l.kernel == "attention") {
+        let Place::Cache { group, .. } = operand.place else { continue };
+        let kind = p.cache_groups.get(group as usize).map(|g| g.kind);
+        let Some(CacheKind::Paged { window: Some(kept), .. }) = kind else { continue };
+        let window = l.int("window").filter(|w| *w > 0);
+        if window.is_none_or(|w| w > u64::from(kept)) {
+            let window = window.map_or_else(|| "all".to_string(), |w| w.to_string());
+            return Err(VerifyError::CacheWindow { at: order::place(p, index, l), window, kept });
+        }
+    }
+    Ok(())
+}
+
+fn group(program: &str, index: usize, group: &CacheGroup) -> Result<(), VerifyError> {
     let at = || format!("program {program}: cache group {index}");
     let extent = |what, value: u64| {
         if value == 0 || value > MAX_EXTENT {

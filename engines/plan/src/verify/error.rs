@@ -68,6 +68,12 @@ pub enum VerifyError {
     CacheRange { at: String, end: u128, bytes_per_block: u64 },
     #[error("{at}: layers {first} and {second} share bytes")]
     CacheOverlap { at: String, first: usize, second: usize },
+    #[error("program {program}: {count} cache groups; {most} are the most")]
+    CacheCount { program: String, count: usize, most: usize },
+    #[error("{at} has blocks of {block} positions, others have {other}")]
+    CacheBlocksDiffer { at: String, block: u32, other: u32 },
+    #[error("{at} sees {window} positions, its cache group keeps {kept}")]
+    CacheWindow { at: String, window: String, kept: u32 },
 
     #[error("{at}: no kernel is named")]
     KernelName { at: String },

@@ -11,8 +11,9 @@
 //! - symbols: `t`, `s`, `r` in this order, the smallest at most the largest, the largest equal to the limit
 //! - expressions: known symbols in ascending order, no zero coefficient, nothing beyond 2^40
 //! - buffers: at least one column; offset a multiple of 64; within the arena at the symbols' bounds
-//! - cache groups: blocks of 16, 32, 64 or 128 positions; windows, widths, heads not zero; keys and values are
-//!   floats; each layer within the block, a multiple of 64 in it, none shares bytes with another
+//! - cache groups: at most eight; paged ones with blocks of one size, of 16, 32, 64 or 128 positions; windows, widths, heads not zero; keys and values are
+//!   floats; each layer within the block, a multiple of 64 in it, none shares bytes with another; an attention's window
+//!   is no larger than its group's
 //! - launches: a kernel is named; at most 16 operands each way; parameters ascend by name and are finite
 //! - operands: the place exists; the dtype is the place's; rows do not overlap; every element lies within the place
 //!   for every value of the symbols; weights are used whole; inputs have their one shape; cache operands have no

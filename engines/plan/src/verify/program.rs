@@ -36,12 +36,11 @@ pub(super) fn check(p: &Program, parts: &Parts<'_>) -> Result<(), VerifyError> {
             return Err(VerifyError::BufferRange { at: at(), end, arena: p.arena_bytes });
         }
     }
-    for (i, group) in p.cache_groups.iter().enumerate() {
-        cache::check(&p.name, i, group)?;
-    }
+    cache::check(p)?;
     let mut order = order::Tracker::new(p);
     for (i, l) in p.launches.iter().enumerate() {
         launch(p, i, l, parts)?;
+        cache::window(p, i, l)?;
         order.launch(i, l)?;
     }
     device::check(p, parts, &code::entries(p))?;

@@ -147,6 +147,20 @@ const CASES: &[Case] = &[
     ("CacheRange", |x| x.p().cache_groups[0].layers[0].offset = 64),
     ("CacheRange", |x| x.p().cache_groups[0].layers[0].head_dim = u32::MAX),
     ("CacheRange", |x| x.p().cache_groups[0].bytes_per_block -= 1),
+    ("CacheCount", |x| {
+        let group = x.p().cache_groups[0].clone();
+        x.p().cache_groups = vec![group; 9];
+    }),
+    ("CacheBlocksDiffer", |x| {
+        let mut group = x.p().cache_groups[0].clone();
+        group.kind = CacheKind::Paged { block: 16, window: None };
+        x.p().cache_groups.push(group);
+    }),
+    ("CacheWindow", |x| x.p().cache_groups[0].kind = CacheKind::Paged { block: 32, window: Some(9) }),
+    ("CacheWindow", |x| {
+        x.p().cache_groups[0].kind = CacheKind::Paged { block: 32, window: Some(9) };
+        x.l("attention").params.push(("window".into(), Param::Int(10)));
+    }),
     ("CacheOverlap", |x| {
         let group = &mut x.p().cache_groups[0];
         group.bytes_per_block *= 2;

@@ -5,12 +5,6 @@ use lathe_api::{
     Engine, SampleRow, SamplingParams, SeqStep, Slot, StepOutput, StepPlan, TokenSource, Wanted,
 };
 
-/// Blocks of a sequence of up to `len` positions in slot `slot`: its own, one after another.
-fn blocks(engine: &dyn Engine, slot: u32, len: u32) -> (u32, u32) {
-    let count = len.div_ceil(engine.info().block_tokens);
-    (slot * count, count)
-}
-
 /// A greedy row.
 fn row(row: u32, slot: u32, position: u32, wanted: Wanted) -> SampleRow {
     SampleRow {
@@ -35,17 +29,16 @@ pub fn part(
     wanted: Wanted,
 ) {
     let (q_start, len) = (step.tokens.len() as u32, tokens.len() as u32);
-    let (first, count) = blocks(engine, slot, room);
+    let (blocks_start, blocks_len) = step.push_own_blocks(engine.info(), slot, room, start);
     step.seqs.push(SeqStep {
         slot: Slot(slot),
         q_start,
         q_len: len,
         kv_len: start + len,
-        blocks_start: step.blocks.len() as u32,
-        blocks_len: count,
+        blocks_start,
+        blocks_len,
         adapter: None,
     });
-    step.blocks.extend(first..first + count);
     step.tokens.extend_from_slice(tokens);
     step.positions.extend(start..start + len);
     step.rows.push(row(q_start + len - 1, slot, start + len, wanted));
@@ -61,7 +54,7 @@ pub fn logits(engine: &mut dyn Engine, ids: &[u32]) -> Result<Vec<f32>> {
     for (i, chunk) in ids.chunks(most).enumerate() {
         let start = (i * most) as u32;
         let tokens: Vec<TokenSource> = chunk.iter().map(|id| TokenSource::Literal(*id)).collect();
-        let mut step = StepPlan::default();
+        let mut step = StepPlan::with_capacity(0, 0, 0, 0, engine.info().groups.len());
         part(engine, &mut step, 0, ids.len() as u32, start, &tokens, Wanted::Logits);
         step.rows = (0..chunk.len() as u32).map(|r| row(r, 0, start + r + 1, Wanted::Logits)).collect();
         let ticket = engine.submit(&step)?;

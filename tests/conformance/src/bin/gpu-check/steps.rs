@@ -30,7 +30,7 @@ fn prefill(engine: &mut dyn Engine, n: u32, prompt: u32, room: u32) -> Result<Ve
             let end = prompt.min(start + info.max_num_tokens);
             let ids = (start..end).map(|p| token(u64::from(slot * prompt + p), info.vocab_size));
             let tokens: Vec<TokenSource> = ids.map(TokenSource::Literal).collect();
-            let mut step = StepPlan::default();
+            let mut step = StepPlan::with_capacity(0, 0, 0, 0, engine.info().groups.len());
             part(engine, &mut step, slot, room, start, &tokens, Wanted::Sample);
             let started = Instant::now();
             let ticket = engine.submit(&step)?;
@@ -55,7 +55,7 @@ fn decode(
     let mut out = StepOutput::default();
     let (mut seconds, mut before, mut last) = (Vec::new(), None, Instant::now());
     for i in 0..steps {
-        let mut step = StepPlan::default();
+        let mut step = StepPlan::with_capacity(0, 0, 0, 0, engine.info().groups.len());
         for slot in 0..batch {
             let source = if i == 0 { TokenSource::Literal(slot) } else { TokenSource::Row(slot) };
             part(engine, &mut step, slot, room, start + i, &[source], Wanted::Sample);
@@ -98,7 +98,7 @@ fn model(bench: &Bench, name: &str, sizes: &Sizes) -> Result<Value> {
     let memory: Vec<Value> = info.memory.lines.iter().map(line).collect();
     let free_bytes = engine.free_bytes()?;
     let room = sizes.prompt + sizes.steps * 2 * sizes.batches.len() as u32;
-    let fits = (info.n_blocks / room.div_ceil(info.block_tokens)).min(info.max_batch);
+    let fits = info.places(room).min(info.max_batch);
     let slots = sizes.batches.iter().copied().filter(|b| *b <= fits).max().unwrap_or(1);
 
     let prefills = prefill(&mut engine, slots, sizes.prompt, room)?;
@@ -121,7 +121,7 @@ fn model(bench: &Bench, name: &str, sizes: &Sizes) -> Result<Value> {
     }
     Ok(json!({
         "load_s": load_s, "path": info.path, "memory": memory, "free_bytes_after_load": free_bytes,
-        "n_blocks": info.n_blocks,
+        "n_blocks": info.groups.iter().map(|g| g.n_blocks).collect::<Vec<_>>(),
         "prefill": { "tokens": tokens, "tokens_per_s": tokens as f64 / seconds, "step": by_step.report(),
             "prompt": sizes.prompt },
         "decode": decodes,
