@@ -91,6 +91,12 @@ macro_rules! with_activation {
 }
 pub(crate) use with_activation;
 
+/// `numerics::exp::sigmoid`, bit for bit.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
 #[cfg(test)]
 mod tests {
     use lathe_numerics::{Activation, activation};

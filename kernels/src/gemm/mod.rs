@@ -58,6 +58,7 @@ impl Epilogue {
 }
 
 /// Operands of a [`Gemm`].
+#[derive(Clone, Copy)]
 pub struct GemmArgs<'a> {
     /// Instruction set.
     pub path: IsaPath,
@@ -105,6 +106,16 @@ pub struct Gemm<'a> {
     args: GemmArgs<'a>,
     kind: Kind,
     shape: Shape,
+    scattered: Option<Scattered<'a>>,
+}
+
+/// Rows that do not stand one after another: row `i` of the problem is row `at[i]` of out, and row `at[i] / share` of x.
+#[derive(Clone, Copy)]
+pub(crate) struct Scattered<'a> {
+    /// One per row, not negative.
+    pub at: &'a [i32],
+    /// Rows of out in a row that have one row of x.
+    pub share: usize,
 }
 
 /// How rows, panels and K are cut; a function of the problem's shape.
@@ -128,6 +139,25 @@ const BLOCK_K: usize = 1024;
 /// Panels per unit: 64 features for few rows, so that many threads find work; 128 features else.
 const GROUP_FEW: usize = 4;
 const GROUP_MANY: usize = 8;
+
+impl Shape {
+    fn of(kind: Kind, m: usize, stored_rows: usize, k: usize) -> Self {
+        let max_rows = rows_per_block(kind, m.max(1), k);
+        let row_blocks = m.div_ceil(max_rows);
+        let group = if m <= MAX_ROWS { GROUP_FEW } else { GROUP_MANY };
+        let panels = stored_rows.div_ceil(PANEL);
+        let slices = gemm_slices(stored_rows, k);
+        Shape {
+            panels,
+            slices,
+            slice_k: k / slices,
+            row_blocks,
+            block_rows: if row_blocks == 0 { 0 } else { m.div_ceil(row_blocks) },
+            group,
+            groups: panels.div_ceil(group),
+        }
+    }
+}
 
 fn rows_per_block(kind: Kind, m: usize, k: usize) -> usize {
     let fits = BLOCK_WORDS / kind.row_words(k).max(1) / MAX_ROWS * MAX_ROWS;
@@ -175,21 +205,28 @@ impl<'a> Gemm<'a> {
             at_least(NAME, "bias elements", rows, bias.len())?;
         }
         let kind = Kind::of(args.path, args.x.dtype(), args.weight.dtype());
-        let max_rows = rows_per_block(kind, m.max(1), k);
-        let row_blocks = m.div_ceil(max_rows);
-        let group = if m <= MAX_ROWS { GROUP_FEW } else { GROUP_MANY };
-        let panels = rows.div_ceil(PANEL);
-        let slices = gemm_slices(rows, k);
-        let shape = Shape {
-            panels,
-            slices,
-            slice_k: k / slices,
-            row_blocks,
-            block_rows: if row_blocks == 0 { 0 } else { m.div_ceil(row_blocks) },
-            group,
-            groups: panels.div_ceil(group),
-        };
-        Ok(Gemm { args, kind, shape })
+        let shape = Shape::of(kind, m, rows, k);
+        Ok(Gemm { args, kind, shape, scattered: None })
+    }
+
+    /// The same GEMM of other rows with a weight of the same shape.
+    ///
+    /// # Safety
+    /// Rows of x and out that `rows` names exist, no row of out stands twice, and `weight` is as long as the checked one.
+    pub(crate) unsafe fn of_rows(
+        &self,
+        rows: Scattered<'a>,
+        weight: Src<'a>,
+        bias: Option<&'a [f32]>,
+    ) -> Self {
+        let args = GemmArgs { m: rows.at.len(), weight, bias, ..self.args };
+        let shape = Shape::of(self.kind, args.m, stored_rows(args.n, args.epilogue), args.k);
+        Gemm { args, kind: self.kind, shape, scattered: Some(rows) }
+    }
+
+    /// Scratch of this GEMM with `m` rows.
+    pub(crate) fn scratch_len_of(&self, m: usize) -> usize {
+        scratch_words(self.kind, m, self.args.k)
     }
 
     /// Packs the rows of one row block, tile after tile.
@@ -201,10 +238,22 @@ impl<'a> Gemm<'a> {
         let a = &self.args;
         with_float!(a.x.dtype(), T => a.path.run(|| {
             for (r0, n) in tiles(rows) {
+                // SAFETY: the tile's first packed row.
+                let out = unsafe { out.add(r0 * words) };
                 // SAFETY: rows first..first + rows are within x, checked when built.
                 unsafe {
-                    let x = a.x.ptr::<T>().add((first + r0) * a.x_stride);
-                    tile::pack_x(self.kind, x, a.x_stride, n, a.k, out.add(r0 * words));
+                    match self.scattered {
+                        None => {
+                            let x = a.x.ptr::<T>().add((first + r0) * a.x_stride);
+                            tile::pack_x(self.kind, x, a.x_stride, n, a.k, out);
+                        }
+                        Some(Scattered { at, share }) => {
+                            for (r, at) in at[first + r0..][..n].iter().enumerate() {
+                                let x = a.x.slice::<T>(*at as usize / share * a.x_stride, a.k);
+                                tile::pack_row(self.kind, x, r, n, out);
+                            }
+                        }
+                    }
                 }
             }
         }));
@@ -282,7 +331,8 @@ impl<'a> Gemm<'a> {
                 let bias = &bias[p * PANEL..];
                 sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
             }
-            let row = (first + r) * a.out_stride;
+            let at = self.scattered.map_or(first + r, |rows| rows.at[first + r] as usize);
+            let row = at * a.out_stride;
             match a.epilogue {
                 Epilogue::Store => {
                     let len = (np * PANEL).min(a.n - p * PANEL);
