@@ -5,6 +5,10 @@ use lathe_kernels::gemm::Epilogue;
 use lathe_numerics::{Activation, DType};
 use lathe_plan::schema::{CacheKind, Expr, Input, Launch, Layout, Operand, Param, Place, Program, Weight};
 
+mod experts;
+
+pub use experts::{CombineCall, ExpertGemmCall, TopKCall};
+
 /// Rows of an operand in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
@@ -75,6 +79,9 @@ pub enum Call {
     RopeAppend { qkv: Region, table: WeightRef, q: Region, heads: Heads },
     Attention { q: Region, out: Region, heads: Heads, score: Score, sinks: Option<WeightRef> },
     GatherRows { x: Region, out: Region },
+    TopK(TopKCall),
+    ExpertGemm(ExpertGemmCall),
+    Combine(CombineCall),
 }
 
 impl Call {
@@ -88,6 +95,9 @@ impl Call {
             Call::RopeAppend { .. } => "rope_append",
             Call::Attention { .. } => "attention",
             Call::GatherRows { .. } => "gather_rows",
+            Call::TopK(_) => "top_k",
+            Call::ExpertGemm(_) => "expert_gemm",
+            Call::Combine(_) => "combine",
         }
     }
 }
@@ -442,6 +452,9 @@ impl<'a> Binder<'a> {
                 )?;
                 Ok(Call::GatherRows { x, out })
             }
+            "top_k" => self.top_k().map(Call::TopK),
+            "expert_gemm" => self.expert_gemm().map(Call::ExpertGemm),
+            "combine" => self.combine().map(Call::Combine),
             other => self.refuse(format!("kernel {other:?} is unknown to the CPU engine")),
         }
     }
