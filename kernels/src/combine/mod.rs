@@ -10,6 +10,8 @@ use crate::error::{KernelError, at_least, product};
 use crate::view::{float, same, with_float};
 use crate::{Dst, Element, IsaPath, Kernel, Src, lanes};
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -7,18 +7,29 @@
 
 use std::ops::Range;
 
+use lathe_numerics::Gating;
 use lathe_numerics::contract::PANEL;
 
 use crate::error::{KernelError, at_least, at_most, product, span};
 use crate::gemm::{Gemm, GemmArgs, Scattered, packed_len, stored_rows};
 use crate::{Dst, IsaPath, Kernel, Src};
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 
 pub use crate::gemm::Epilogue;
 
 const NAME: &str = "expert_gemm";
+
+/// The epilogue that joins gate and up so.
+pub fn gated(gating: Gating) -> Epilogue {
+    match gating {
+        Gating::Plain(act) => Epilogue::Glu(act),
+        Gating::ClampedSwiglu => Epilogue::ClampedSwiglu,
+    }
+}
 
 /// Operands of an [`ExpertGemm`].
 pub struct ExpertGemmArgs<'a> {

@@ -1,6 +1,6 @@
 //! `expert_gemm` against `gemm` with one expert's weight and one row, by bits, over groupings, splits and paths.
 
-use lathe_numerics::DType;
+use lathe_numerics::{Activation, DType};
 
 use super::*;
 use crate::gemm::tests::{Packed, interleaved_order, plain_order};
@@ -113,7 +113,7 @@ fn rows_have_the_bits_of_their_experts_gemm() {
             share: 4,
             n: 40,
             k: 96,
-            epilogue: Epilogue::SiluMul,
+            epilogue: Epilogue::Glu(Activation::Silu),
             bias: true,
             ids: spread(120, 8, 5),
         },
@@ -126,7 +126,15 @@ fn rows_have_the_bits_of_their_experts_gemm() {
             bias: false,
             ids: spread(31, 2, 1),
         },
-        Case { experts: 5, share: 1, n: 32, k: 16, epilogue: Epilogue::SiluMul, bias: false, ids: vec![4] },
+        Case {
+            experts: 5,
+            share: 1,
+            n: 32,
+            k: 16,
+            epilogue: Epilogue::Glu(Activation::Silu),
+            bias: false,
+            ids: vec![4],
+        },
     ];
     for path in IsaPath::all() {
         for dtype in DTYPES {

@@ -15,7 +15,7 @@ use crate::convert::Element;
 use crate::error::{KernelError, at_least, product, span};
 use crate::lanes::with_activation;
 use crate::view::{float, same, with_float};
-use crate::{Dst, IsaPath, Kernel, Src};
+use crate::{Dst, IsaPath, Kernel, Src, lanes};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -45,6 +45,8 @@ pub enum Epilogue {
     /// `out[m, cols] = act(gate) * up` in f32, rounded once. Weight rows are interleaved by 16: gate rows 0..16,
     /// up rows 0..16, gate rows 16..32, ...; each half is padded with zero rows to a multiple of 16. `n = 2 * cols`.
     Glu(Activation),
+    /// As `Glu`, joined by `numerics::Gating::ClampedSwiglu`.
+    ClampedSwiglu,
 }
 
 impl Epilogue {
@@ -52,8 +54,13 @@ impl Epilogue {
     pub const fn columns(self, n: usize) -> usize {
         match self {
             Epilogue::Store | Epilogue::Act(_) => n,
-            Epilogue::Glu(_) => n / 2,
+            Epilogue::Glu(_) | Epilogue::ClampedSwiglu => n / 2,
         }
+    }
+
+    /// True if the weight's rows are gate and up in turns.
+    pub const fn is_gated(self) -> bool {
+        matches!(self, Epilogue::Glu(_) | Epilogue::ClampedSwiglu)
     }
 }
 
@@ -88,13 +95,13 @@ pub struct GemmArgs<'a> {
 pub const fn stored_rows(n: usize, epilogue: Epilogue) -> usize {
     match epilogue {
         Epilogue::Store | Epilogue::Act(_) => n,
-        Epilogue::Glu(_) => 2 * (n / 2).next_multiple_of(PANEL),
+        Epilogue::Glu(_) | Epilogue::ClampedSwiglu => 2 * (n / 2).next_multiple_of(PANEL),
     }
 }
 
 /// Refuses gate and up of an odd number of features.
 fn even(n: usize, epilogue: Epilogue) -> Result<(), KernelError> {
-    if matches!(epilogue, Epilogue::Glu(_)) && n % 2 == 1 {
+    if epilogue.is_gated() && n % 2 == 1 {
         let what = format!("glu of {n} features; gate and up need an even number");
         return Err(KernelError::Unsupported { kernel: "gemm", what });
     }
@@ -317,6 +324,24 @@ impl<'a> Gemm<'a> {
         }
     }
 
+    /// Rounds and stores what panels of gate and up in turns, from `p`, join to.
+    ///
+    /// # Safety
+    /// `row` is where a row of the output begins; nobody else touches these elements.
+    #[inline(always)]
+    unsafe fn join<T: Element>(&self, row: usize, p: usize, sums: &[f32], join: impl Fn(f32, f32) -> f32) {
+        let a = &self.args;
+        for (i, pair) in sums.chunks_exact(2 * PANEL).enumerate() {
+            let (gate, up) = pair.split_at(PANEL);
+            let col = (p / 2 + i) * PANEL;
+            // SAFETY: columns below n / 2 of a checked row; the caller owns them.
+            let out = unsafe { a.out.slice::<T>(row + col, PANEL.min(a.n / 2 - col)) };
+            for (o, (g, u)) in out.iter_mut().zip(gate.iter().zip(up)) {
+                *o = T::from_f32(join(*g, *u));
+            }
+        }
+    }
+
     /// Rounds and stores the sums of `np` panels from `p` for rows `first..first + rows`.
     ///
     /// # Safety
@@ -349,16 +374,11 @@ impl<'a> Gemm<'a> {
                     });
                 }
                 Epilogue::Glu(act) => with_activation!(act, f => {
-                    for (i, pair) in sums.chunks_exact(2 * PANEL).enumerate() {
-                        let (gate, up) = pair.split_at(PANEL);
-                        let col = (p / 2 + i) * PANEL;
-                        // SAFETY: as above, columns below n / 2.
-                        let out = unsafe { a.out.slice::<T>(row + col, PANEL.min(a.n / 2 - col)) };
-                        for (o, (g, u)) in out.iter_mut().zip(gate.iter().zip(up)) {
-                            *o = T::from_f32(f(*g) * u);
-                        }
-                    }
+                    // SAFETY: as above, columns below n / 2.
+                    unsafe { self.join::<T>(row, p, sums, |gate, up| f(gate) * up) }
                 }),
+                // SAFETY: as above.
+                Epilogue::ClampedSwiglu => unsafe { self.join::<T>(row, p, sums, lanes::clamped_swiglu) },
             }
         }
     }

@@ -13,6 +13,8 @@ use crate::error::{KernelError, at_least, at_most, product, span};
 use crate::view::same;
 use crate::{Dst, IsaPath, Kernel, Src, lanes};
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

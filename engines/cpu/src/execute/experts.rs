@@ -1,10 +1,10 @@
 //! Calls of a mixture of experts.
 
 use lathe_kernels::combine::{Combine, CombineArgs};
-use lathe_kernels::expert_gemm::{Epilogue, ExpertGemm, ExpertGemmArgs};
+use lathe_kernels::expert_gemm::{Epilogue, ExpertGemm, ExpertGemmArgs, gated};
 use lathe_kernels::top_k::{GroupChoices, GroupChoicesArgs, Over, TopK, TopKArgs};
 use lathe_kernels::{Dst, KernelError, Src};
-use lathe_numerics::{DType, Gating};
+use lathe_numerics::DType;
 
 use super::{Machine, StepData, f32_slice};
 use crate::pool::Pool;
@@ -66,7 +66,7 @@ impl Machine<'_> {
         let choices = rows * call.order.cols;
         let (epilogue, n) = match call.gating {
             None => (Epilogue::Store, call.weight.n / call.experts),
-            Some(gating) => (epilogue(gating)?, 2 * call.out.cols / call.order.cols),
+            Some(gating) => (gated(gating), 2 * call.out.cols / call.order.cols),
         };
         let bias = match call.bias {
             Some(b) => Some(f32_slice(self.plan.weight_bytes(b.index), b.n)?),
@@ -113,12 +113,5 @@ impl Machine<'_> {
         })?;
         self.launch(pool, &sum);
         Ok(())
-    }
-}
-
-fn epilogue(gating: Gating) -> Result<Epilogue, KernelError> {
-    match gating {
-        Gating::Plain(lathe_numerics::Activation::Silu) => Ok(Epilogue::SiluMul),
-        other => Err(KernelError::Unsupported { kernel: "expert_gemm", what: format!("gating {other}") }),
     }
 }
