@@ -58,6 +58,12 @@ pub fn scratch_bytes(program: &Program) -> u64 {
                 let rows = x.rows.max(&program.symbols).unwrap_or(u64::MAX);
                 gemm::scratch_bound(usize::try_from(rows).unwrap_or(usize::MAX), x.cols as usize)
             }
+            ("expert_gemm", Some(x)) => {
+                // An expert is chosen by each row once at most.
+                let rows = x.rows.max(&program.symbols).unwrap_or(u64::MAX);
+                let depth = launch.inputs.get(3).map_or(0, |weight| weight.cols);
+                gemm::scratch_bound(usize::try_from(rows).unwrap_or(usize::MAX), depth as usize)
+            }
             ("attention", _) => {
                 let size = |name| launch.int(name).unwrap_or(0) as usize;
                 attention::max_scratch_len(size("heads"), size("kv_heads"), size("head_dim"))

@@ -16,8 +16,8 @@ use crate::import::Imported;
 use crate::memory;
 use crate::options::{Observer, Options, Phase};
 use crate::passes::{
-    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_ACTIVATION, FUSE_LINEAR_ADD, FUSE_LINEAR_GLU,
-    FUSE_NORM_LINEAR, FUSE_NORM_LINEAR_GLU, FUSE_NORM_LINEAR_ROPE_APPEND, FUSE_ROPE_APPEND,
+    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_COMBINE_ADD, FUSE_LINEAR_ACTIVATION, FUSE_LINEAR_ADD,
+    FUSE_LINEAR_GLU, FUSE_NORM_LINEAR, FUSE_NORM_LINEAR_GLU, FUSE_NORM_LINEAR_ROPE_APPEND, FUSE_ROPE_APPEND,
     GATHER_SAMPLED_ROWS, MERGE_GATE_UP, MERGE_QKV, REMOVE_DEAD,
 };
 use crate::report::{MemoryTotals, Outcome, RuleCount, Serving, WeightTotals};
@@ -238,7 +238,7 @@ impl Run<'_> {
             match kind {
                 Kind::Cpu => self.rules(Phase::Fuse, &[&FUSE_ADD_RMS_NORM], &mut graph)?,
                 Kind::Device => {
-                    self.rules(Phase::Fuse, &[&FUSE_LINEAR_ADD], &mut graph)?;
+                    self.rules(Phase::Fuse, &[&FUSE_LINEAR_ADD, &FUSE_COMBINE_ADD], &mut graph)?;
                     self.rules(Phase::Fuse, &[&FUSE_NORM_LINEAR, &FUSE_NORM_LINEAR_GLU], &mut graph)?;
                     self.rules(Phase::Fuse, &[&FUSE_NORM_LINEAR_ROPE_APPEND], &mut graph)?;
                 }

@@ -141,8 +141,8 @@ fn what_cannot_be_imported_is_named() {
     let good = tensors(&base, DType::BF16);
     let rows = [
         (
-            json!({"architectures": ["MistralForCausalLM"]}),
-            "unsupported architecture MistralForCausalLM: supported: LlamaForCausalLM",
+            json!({"architectures": ["OtherForCausalLM"]}),
+            "unsupported architecture OtherForCausalLM: supported: LlamaForCausalLM, MixtralForCausalLM, Qwen2MoeForCausalLM, Qwen3MoeForCausalLM",
         ),
         (
             json!({"architectures": null}),

@@ -2,6 +2,7 @@
 
 use lathe_numerics::activation::{ERFC_P, ERFC_POLY, GELU_CUBE, INV_SQRT_2, SQRT_2_OVER_PI};
 use lathe_numerics::exp::{EXP_MAX, EXP_MIN, LN2_HI, LN2_LO, LOG2_E, POLY};
+use lathe_numerics::gating::{SWIGLU_ALPHA, SWIGLU_LIMIT};
 
 /// 1.5 * 2^23: adding it to |x| < 2^22 rounds x to an integer, ties to even, in the low mantissa bits.
 const ROUND: f32 = 12_582_912.0;
@@ -69,6 +70,15 @@ pub fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + exp(-(u + u)))
 }
 
+/// `numerics::Gating::ClampedSwiglu`, bit for bit.
+#[inline(always)]
+pub fn clamped_swiglu(gate: f32, up: f32) -> f32 {
+    let gate = if gate > SWIGLU_LIMIT { SWIGLU_LIMIT } else { gate };
+    let up = if up > SWIGLU_LIMIT { SWIGLU_LIMIT } else { up };
+    let up = if up < -SWIGLU_LIMIT { -SWIGLU_LIMIT } else { up };
+    (up + 1.0) * (gate / (1.0 + exp(-(SWIGLU_ALPHA * gate))))
+}
+
 /// Runs `$body` with `$f` bound to the function of an [`Activation`](lathe_numerics::Activation), a type of its own each,
 /// so that loops over it vectorise.
 macro_rules! with_activation {
@@ -90,6 +100,12 @@ macro_rules! with_activation {
     };
 }
 pub(crate) use with_activation;
+
+/// `numerics::exp::sigmoid`, bit for bit.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
 
 #[cfg(test)]
 mod tests {

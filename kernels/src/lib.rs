@@ -12,10 +12,12 @@ mod lanes;
 mod view;
 
 pub mod attention;
+pub mod combine;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod elementwise;
 pub mod embedding;
+pub mod expert_gemm;
 pub mod gather_rows;
 pub mod gemm;
 pub mod glu;
@@ -25,6 +27,7 @@ pub mod rms_norm;
 pub mod rope_append;
 pub mod sampling;
 pub mod tolerance;
+pub mod top_k;
 
 #[cfg(test)]
 mod testing;

@@ -91,6 +91,15 @@ impl<'a> Src<'a> {
         self.dtype
     }
 
+    /// Elements `start..start + len`.
+    ///
+    /// # Panics
+    /// When they reach past the view.
+    pub(crate) fn part(&self, start: usize, len: usize) -> Self {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len));
+        Src { ptr: self.ptr.wrapping_add(start * self.dtype.size()), len, ..*self }
+    }
+
     #[inline(always)]
     pub(crate) fn ptr<T: Element>(&self) -> *const T {
         debug_assert_eq!(self.dtype, T::DTYPE);

@@ -17,6 +17,9 @@ HERE = Path(__file__).parent
 SEED = 7
 PARITY = sorted("mha-f32 gqa-tied-bf16 mqa-linear-f32 odd-bf16 attention-bias-f32 all-bias-bf16 llama3-rope-f32 gqa-wide-bf16".split())
 # Long enough that attention crosses a border of 128 positions.
+EXPERTS = sorted("mixtral-f32 mixtral-bf16 qwen2-moe-f32 qwen2-moe-bf16 qwen3-moe-f32 qwen3-moe-bf16".split())
+# Tokens of a prompt for a mixture of experts, and the positions that are kept.
+EXPERT_IDS, EXPERT_ROWS = 40, [0, 1, 7, 20, 38, 39]
 LONG = {"parity/llama3-rope-f32", "parity/gqa-wide-bf16"}
 
 # ---- logits ----
@@ -24,8 +27,8 @@ LONG = {"parity/llama3-rope-f32", "parity/gqa-wide-bf16"}
 
 @torch.no_grad()
 def logits_of(path, ids, dtype):
-    # Eager attention: plain matrix products and a softmax in f32, with nothing chosen by the machine.
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval()
+    # Eager attention and experts: plain matrix products and a softmax in f32, with nothing chosen by the machine.
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager", experts_implementation="eager").eval()
     return model(torch.tensor([ids])).logits[0].float()
 
 
@@ -72,6 +75,22 @@ def golden(name, path, ids, case=None, columns=None, rows=None):
     print(file.name, file.stat().st_size, tuple(out["logits"].shape), {k: v for k, v in meta.items() if "own" in k or "max" in k})
 
 
+# As tests/fixtures/experts.py promises.
+EXPERT_MARGIN = 0.03
+
+
+@torch.no_grad()
+def router_margin(path, ids, k):
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager").eval()
+    logits = []
+    for module in model.modules():
+        if type(module).__name__.endswith("TopKRouter"):
+            module.register_forward_hook(lambda _module, _inputs, out: logits.append(out[0].float()))
+    model(torch.tensor([ids]))
+    ranked = [rows.sort(-1, descending=True).values for rows in logits]
+    return min((rows[:, k - 1] - rows[:, k]).min().item() for rows in ranked)
+
+
 def random_ids(name, vocab, n):
     seed = SEED + sum(name.encode())
     return torch.randint(0, vocab, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -85,6 +104,12 @@ def all_logits(fixtures, demo):
             edge = [0, 127, 128, 127999, 128000, 128001, 128009, 128255]
             columns = torch.tensor(sorted({*edge, *random_ids("columns", vocab, 248)}))
         golden(name, fixtures / name, random_ids(name, vocab, 160 if name in LONG else 48), columns=columns)
+    for name in (f"parity/{p}" for p in EXPERTS):
+        config = json.loads((fixtures / name / "config.json").read_text())
+        ids = random_ids(name, config["vocab_size"], EXPERT_IDS)
+        lead = router_margin(fixtures / name, ids, config["num_experts_per_tok"])
+        assert lead >= EXPERT_MARGIN, f"{name}: experts lead by {lead} only: search another salt in tests/fixtures/experts.py"
+        golden(name, fixtures / name, ids, rows=EXPERT_ROWS)
     if demo:
         tok = AutoTokenizer.from_pretrained(demo)
         cases = [json.loads(line) for line in (demo / "eval_cases.jsonl").read_text().splitlines()]

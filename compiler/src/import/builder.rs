@@ -1,9 +1,9 @@
 //! What every importer builds with: the decoder's frame, and weights in the plan's type.
 
-use lathe_ir::entity::ValueId;
+use lathe_ir::entity::{ValueId, WeightId};
 use lathe_ir::facts::{Cache, Dim, Facts};
 use lathe_ir::graph::Graph;
-use lathe_ir::ops::Op;
+use lathe_ir::ops::{Linear, Op};
 use lathe_ir::weight::WeightExpr;
 use lathe_numerics::DType;
 use lathe_plan::schema::Limits;
@@ -59,15 +59,8 @@ impl<'a> Builder<'a> {
         if info.dtype == self.dtype {
             return Ok(stored);
         }
-        let lathe_ir::graph::Def::Weight(id) = self.graph.value(stored).def else {
-            return Err(CompileError::Bug(format!("weight {name} is no weight")));
-        };
-        let cast = format!("{name}.{}", self.dtype);
-        Ok(self.graph.weight(
-            &cast,
-            Facts::fixed(self.dtype, &info.shape),
-            WeightExpr::Cast(id, self.dtype),
-        )?)
+        let id = self.id(stored)?;
+        self.recipe(&format!("{name}.{}", self.dtype), &info.shape, WeightExpr::Cast(id, self.dtype))
     }
 
     /// The weight `PREFIX.weight`, and `PREFIX.bias` where the layer has one.
@@ -80,6 +73,61 @@ impl<'a> Builder<'a> {
             weights.push(self.weight(&format!("{prefix}.bias"))?);
         }
         Ok(weights)
+    }
+
+    /// `linear` of `x` with `PREFIX.weight` and `PREFIX.bias`, in f32.
+    ///
+    /// # Errors
+    /// As [`Builder::weight`].
+    pub fn linear(&mut self, x: ValueId, prefix: &str, bias: bool, name: &str) -> Result<ValueId> {
+        let mut operands = vec![x];
+        operands.extend(self.layer_weights(prefix, bias)?);
+        self.op(Linear { act: None, out: DType::F32 }, &operands, name)
+    }
+
+    /// A weight made of others.
+    ///
+    /// # Errors
+    /// Weights that do not fit together: a fault of the importer.
+    pub fn recipe(&mut self, name: &str, shape: &[usize], expr: WeightExpr) -> Result<ValueId> {
+        Ok(self.graph.weight(name, Facts::fixed(self.dtype, shape), expr)?)
+    }
+
+    /// The id of a weight that [`Builder::weight`] or [`Builder::recipe`] gave.
+    ///
+    /// # Errors
+    /// A value that is no weight.
+    pub fn id(&self, weight: ValueId) -> Result<WeightId> {
+        let name = || self.graph.value_name(weight).to_string();
+        self.graph
+            .as_weight(weight)
+            .ok_or_else(|| CompileError::Bug(format!("weight {} is no weight", name())))
+    }
+
+    /// Weights of one width, one below the other.
+    ///
+    /// # Errors
+    /// As [`Builder::recipe`].
+    pub fn concat(&mut self, name: &str, of: Vec<WeightId>) -> Result<ValueId> {
+        let shapes = of.iter().map(|w| self.graph.weight_facts(*w).fixed_shape().unwrap_or_default());
+        let shape = shapes.reduce(|sum, s| {
+            sum.iter().take(1).zip(&s).map(|(a, b)| a + b).chain(s[1..].iter().copied()).collect()
+        });
+        self.recipe(name, &shape.unwrap_or_default(), WeightExpr::Concat(of))
+    }
+
+    /// Appends a node with several results.
+    ///
+    /// # Errors
+    /// As [`Builder::op`].
+    pub fn ops<const N: usize>(
+        &mut self,
+        op: impl Into<Op>,
+        inputs: &[ValueId],
+        names: [&str; N],
+    ) -> Result<[ValueId; N]> {
+        let results = self.graph.push(op, inputs, &names)?;
+        results.try_into().map_err(|_| CompileError::Bug(format!("a node of {N} results has others")))
     }
 
     /// Appends a node with one result.

@@ -1,8 +1,12 @@
 //! From a checkpoint to an unfused graph: one file per architecture, and its line in [`IMPORTERS`].
 
 mod builder;
+mod decoder;
+mod experts;
 mod limits;
 mod llama;
+mod mixtral;
+mod qwen_moe;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +21,8 @@ use crate::error::{CompileError, Result};
 use crate::options::Options;
 
 /// Every architecture that can be imported.
-pub const IMPORTERS: &[Importer] = &[llama::IMPORTER];
+pub const IMPORTERS: &[Importer] =
+    &[llama::IMPORTER, mixtral::IMPORTER, qwen_moe::QWEN2_MOE, qwen_moe::QWEN3_MOE];
 
 /// One architecture.
 pub struct Importer {

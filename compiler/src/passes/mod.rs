@@ -5,6 +5,7 @@
 mod attention_inputs;
 mod fold_constants;
 mod fuse_add_rms_norm;
+mod fuse_combine_add;
 mod fuse_linear_activation;
 mod fuse_linear_add;
 mod fuse_linear_glu;
@@ -22,6 +23,7 @@ use lathe_ir::driver::{Pass, Rule, drive};
 
 pub use fold_constants::FOLD_CONSTANTS;
 pub use fuse_add_rms_norm::FUSE_ADD_RMS_NORM;
+pub use fuse_combine_add::FUSE_COMBINE_ADD;
 pub use fuse_linear_activation::FUSE_LINEAR_ACTIVATION;
 pub use fuse_linear_add::FUSE_LINEAR_ADD;
 pub use fuse_linear_glu::FUSE_LINEAR_GLU;
@@ -36,6 +38,7 @@ pub use remove_dead::REMOVE_DEAD;
 /// Every rule.
 pub const RULES: &[&Rule] = &[
     &FUSE_ADD_RMS_NORM,
+    &FUSE_COMBINE_ADD,
     &FUSE_LINEAR_ACTIVATION,
     &FUSE_LINEAR_ADD,
     &FUSE_LINEAR_GLU,

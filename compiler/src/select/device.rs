@@ -2,14 +2,14 @@
 
 use lathe_device::{DeviceLaunch, Symbol};
 use lathe_ir::entity::NodeId;
-use lathe_ir::ops::Op;
+use lathe_ir::ops::{Op, Over};
 use lathe_kernels::cuda::{Cost, Launches, Source, Stage};
 use lathe_kernels::elementwise::{Binary, Unary};
 use lathe_kernels::gemm::Epilogue;
 use lathe_kernels::gemm::cuda::{Fused, Tail, fused_launches};
 use lathe_kernels::{
-    KernelError, attention, elementwise, embedding, gather_rows, gemm, layer_norm, rms_norm, rope_append,
-    sampling,
+    KernelError, attention, combine, elementwise, embedding, expert_gemm, gather_rows, gemm, layer_norm,
+    rms_norm, rope_append, sampling, top_k,
 };
 use lathe_numerics::DType;
 use lathe_plan::schema::{Buffer, CacheGroup, CacheKind, Expr, Layout, Operand, Place, Target};
@@ -136,6 +136,23 @@ impl Selection<'_> {
             epilogue,
             bias,
         };
+        let experts = |epilogue: Epilogue, n: usize, experts: usize| {
+            let (choices, k) = (inputs[1].cols as usize, inputs[3].cols as usize);
+            let share = if x.cols as usize == k { choices } else { 1 };
+            expert_gemm::cuda::Problem {
+                m,
+                max_m: most(m) as u32,
+                experts,
+                choices,
+                share,
+                n,
+                k,
+                dtype: x.dtype,
+                out: out.dtype,
+                epilogue,
+                bias: inputs.len() > 4,
+            }
+        };
         let rope = |heads: usize, kv_heads: usize, head_dim: usize, rotation: &[Operand]| {
             rope_append::cuda::Problem {
                 heads,
@@ -247,6 +264,36 @@ impl Selection<'_> {
                 max_tokens: most(Symbol::Tokens),
                 window: self.window(op),
             }),
+            Op::TopK(op) => top_k::cuda::launches(&top_k::cuda::Problem {
+                m,
+                max_m: most(m) as u32,
+                n: x.cols as usize,
+                k: op.k,
+                over: match op.over {
+                    Over::All => top_k::Over::All,
+                    Over::Chosen => top_k::Over::Chosen,
+                },
+            }),
+            Op::ExpertLinear(op) => {
+                let n = (inputs[3].rows.constant as usize) / op.experts;
+                expert_gemm::cuda::launches(&experts(Epilogue::Store, n, op.experts))
+            }
+            Op::ExpertLinearGlu(op) => {
+                let problem = experts(expert_gemm::gated(op.act), 2 * op.cols, op.experts);
+                expert_gemm::cuda::launches(&problem)
+            }
+            Op::Combine(_) | Op::CombineAdd(_) => {
+                let residual = matches!(self.graph.node(id).op, Op::CombineAdd(_));
+                combine::cuda::launches(&combine::cuda::Problem {
+                    m,
+                    cols: out.cols as usize,
+                    choices: inputs[1].cols as usize,
+                    dtype: x.dtype,
+                    out: out.dtype,
+                    shared: inputs.len() > 3,
+                    residual,
+                })
+            }
             Op::GatherRows(_) => gather_rows::cuda::launches(&gather_rows::cuda::Problem {
                 cols: x.cols as usize,
                 dtype: x.dtype,

@@ -6,6 +6,7 @@
 
 mod cache;
 mod device;
+mod experts;
 mod rope;
 mod rows;
 mod weights;
@@ -80,6 +81,9 @@ pub fn select(
     Ok(Selected { program, code: selection.code })
 }
 
+/// A kernel's name, its operands, its results and its parameters.
+type Chosen = (&'static str, Vec<Operand>, Vec<Operand>, Vec<(String, Param)>);
+
 struct Selection<'a> {
     graph: &'a Graph,
     target: &'a Target,
@@ -92,6 +96,8 @@ struct Selection<'a> {
     /// Buffer of each IR value, once written.
     buffer_of: HashMap<ValueId, u32>,
     cache: CacheGroups,
+    /// What the ids of a router's choice were grouped to.
+    groupings: HashMap<ValueId, experts::Grouping>,
     launches: Vec<Launch>,
     code: DeviceCode,
 }
@@ -123,6 +129,7 @@ impl<'a> Selection<'a> {
             buffers: Vec::new(),
             buffer_of: HashMap::new(),
             cache: CacheGroups::new(graph, max_seq_len)?,
+            groupings: HashMap::new(),
             launches: Vec::new(),
             code: DeviceCode::default(),
         })
@@ -131,7 +138,7 @@ impl<'a> Selection<'a> {
     fn node(&mut self, id: NodeId) -> Result<()> {
         let node = self.graph.node(id);
         let value = |at: usize| node.inputs[at];
-        let (kernel, inputs, mut outputs, params) = match &node.op {
+        let (kernel, inputs, mut outputs, params): Chosen = match &node.op {
             Op::Embedding(_) => {
                 // A table that is also a projection is stored once, in the projection's layout.
                 let packed = self.is_projection(value(1));
@@ -233,6 +240,11 @@ impl<'a> Selection<'a> {
                 params.extend(self.window(op).map(|w| int("window", w as usize)));
                 ("attention", inputs, vec![self.write(node.outputs[0])?], params)
             }
+            Op::TopK(op) => self.top_k(id, op)?,
+            Op::ExpertLinear(op) => self.expert_linear(id, op)?,
+            Op::ExpertLinearGlu(op) => self.expert_linear_glu(id, op)?,
+            Op::Combine(_) => self.combine(id, "combine")?,
+            Op::CombineAdd(_) if self.on_device() => self.combine(id, "combine_add")?,
             Op::GatherRows(_) => {
                 let inputs = vec![self.read(value(0))?, self.input(id, value(1), Input::SampleRows)?];
                 ("gather_rows", inputs, vec![self.write(node.outputs[0])?], vec![])

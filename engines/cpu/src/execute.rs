@@ -20,6 +20,8 @@ use crate::pool::Pool;
 use crate::program::{Bound, Call, Heads, Ids, QkNorm, Region, Rows, View, WeightRef};
 use crate::region::Memory;
 
+mod experts;
+
 /// Target of the trace event of every kernel call, with fields `kernel`, `node` and `nanos`; costs nothing unless a
 /// subscriber asks for it.
 pub const LAUNCH_EVENTS: &str = "lathe_cpu::launch";
@@ -412,6 +414,9 @@ impl Machine<'_> {
                     })?,
                 );
             }
+            Call::TopK(ref call) => self.top_k(pool, step, call)?,
+            Call::ExpertGemm(ref call) => self.expert_gemm(pool, step, call)?,
+            Call::Combine(ref call) => self.combine(pool, step, call)?,
             Call::GatherRows { x, out } => {
                 let n = step.ids.len();
                 self.launch(
@@ -458,6 +463,11 @@ pub fn scratch_len(path: IsaPath, bound: &Bound, max_tokens: usize, max_rows: us
     let need = |call: &Call| match *call {
         Call::Gemm { x, weight, .. } => {
             lathe_kernels::gemm::max_scratch_len(path, x.dtype, rows(x.rows), weight.k)
+        }
+        Call::ExpertGemm(ref call) => {
+            // An expert is chosen by each row once at most.
+            let (x, k) = (call.x, call.weight.k);
+            lathe_kernels::gemm::max_scratch_len(path, x.dtype, rows(x.rows), k)
         }
         Call::Attention { heads, .. } => {
             lathe_kernels::attention::max_scratch_len(heads.heads, heads.kv_heads, heads.head_dim)

@@ -6,9 +6,11 @@ use lathe_kernels::gemm::Epilogue;
 use lathe_numerics::{Activation, DType};
 use lathe_plan::schema::{CacheKind, Expr, Input, Launch, Layout, Operand, Param, Place, Program, Weight};
 
+mod experts;
 mod rope;
 mod rows;
 
+pub use experts::{CombineCall, ExpertGemmCall, TopKCall};
 pub use rope::QkNorm;
 pub use rows::{Norm, View};
 
@@ -98,6 +100,9 @@ pub enum Call {
     KvAppend { k: Region, v: Region, heads: Heads },
     Attention { q: Region, out: Region, heads: Heads, score: Score, sinks: Option<WeightRef> },
     GatherRows { x: Region, out: Region },
+    TopK(TopKCall),
+    ExpertGemm(ExpertGemmCall),
+    Combine(CombineCall),
 }
 
 impl Call {
@@ -116,6 +121,9 @@ impl Call {
             Call::KvAppend { .. } => "kv_append",
             Call::Attention { .. } => "attention",
             Call::GatherRows { .. } => "gather_rows",
+            Call::TopK(_) => "top_k",
+            Call::ExpertGemm(_) => "expert_gemm",
+            Call::Combine(_) => "combine",
         }
     }
 }
@@ -463,6 +471,9 @@ impl<'a> Binder<'a> {
                 )?;
                 Ok(Call::GatherRows { x, out })
             }
+            "top_k" => self.top_k().map(Call::TopK),
+            "expert_gemm" => self.expert_gemm().map(Call::ExpertGemm),
+            "combine" => self.combine().map(Call::Combine),
             other => self.refuse(format!("kernel {other:?} is unknown to the CPU engine")),
         }
     }

@@ -193,6 +193,14 @@ __device__ __forceinline__ float softcap_portable(float x, float cap) {
     return mul(cap, tanh_portable(__fdiv_rn(x, cap)));
 }
 
+// (up + 1) * gate * sigmoid(1.702 gate) with gate at most 7 and up within -7..7; bits of numerics/src/gating.rs.
+__device__ __forceinline__ float clamped_swiglu(float gate, float up) {
+    gate = gate > 7.0f ? 7.0f : gate;
+    up = up > 7.0f ? 7.0f : up;
+    up = up < -7.0f ? -7.0f : up;
+    return mul(add(up, 1.0f), __fdiv_rn(gate, add(1.0f, exp_portable(-mul(1.702f, gate)))));
+}
+
 // Programmatic dependent launch: nothing that the launch before writes may be touched before the wait. Weights may.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900

@@ -12,6 +12,7 @@ pub mod mma16;
 pub const HEADERS: &[(&str, &str)] = &[
     ("lathe.cuh", include_str!("lathe.cuh")),
     ("step.cuh", include_str!("step.cuh")),
+    ("expert_gemm.cuh", include_str!("../expert_gemm/cuda/expert_gemm.cuh")),
     ("gemm.cuh", include_str!("../gemm/cuda/gemm.cuh")),
     ("rms_norm.cuh", include_str!("../rms_norm/cuda/rms_norm.cuh")),
     ("row.cuh", include_str!("../rms_norm/cuda/row.cuh")),

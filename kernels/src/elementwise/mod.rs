@@ -245,15 +245,18 @@ impl Kernel for Elementwise<'_> {
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         assert!(units.end <= self.units());
         let pieces = self.pieces();
-        self.path.run(#[inline(always)] || {
-            for unit in units {
-                let (row, start) = (unit / pieces, unit % pieces * PIECE);
-                for at in (start..self.cols.min(start + PIECE)).step_by(BLOCK) {
-                    let n = BLOCK.min(self.cols - at);
-                    // SAFETY: rows and columns were checked when built; the unit owns its piece of the result.
-                    unsafe { self.block(row * self.x_stride + at, row * self.cols + at, n) };
+        self.path.run(
+            #[inline(always)]
+            || {
+                for unit in units {
+                    let (row, start) = (unit / pieces, unit % pieces * PIECE);
+                    for at in (start..self.cols.min(start + PIECE)).step_by(BLOCK) {
+                        let n = BLOCK.min(self.cols - at);
+                        // SAFETY: rows and columns were checked when built; the unit owns its piece of the result.
+                        unsafe { self.block(row * self.x_stride + at, row * self.cols + at, n) };
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 }

@@ -15,7 +15,7 @@ use crate::convert::Element;
 use crate::error::{KernelError, at_least, product, span};
 use crate::lanes::with_activation;
 use crate::view::{float, same, with_float};
-use crate::{Dst, IsaPath, Kernel, Src};
+use crate::{Dst, IsaPath, Kernel, Src, lanes};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -45,6 +45,8 @@ pub enum Epilogue {
     /// `out[m, cols] = act(gate) * up` in f32, rounded once. Weight rows are interleaved by 16: gate rows 0..16,
     /// up rows 0..16, gate rows 16..32, ...; each half is padded with zero rows to a multiple of 16. `n = 2 * cols`.
     Glu(Activation),
+    /// As `Glu`, joined by `numerics::Gating::ClampedSwiglu`.
+    ClampedSwiglu,
 }
 
 impl Epilogue {
@@ -52,12 +54,18 @@ impl Epilogue {
     pub const fn columns(self, n: usize) -> usize {
         match self {
             Epilogue::Store | Epilogue::Act(_) => n,
-            Epilogue::Glu(_) => n / 2,
+            Epilogue::Glu(_) | Epilogue::ClampedSwiglu => n / 2,
         }
+    }
+
+    /// True if the weight's rows are gate and up in turns.
+    pub const fn is_gated(self) -> bool {
+        matches!(self, Epilogue::Glu(_) | Epilogue::ClampedSwiglu)
     }
 }
 
 /// Operands of a [`Gemm`].
+#[derive(Clone, Copy)]
 pub struct GemmArgs<'a> {
     /// Instruction set.
     pub path: IsaPath,
@@ -87,13 +95,13 @@ pub struct GemmArgs<'a> {
 pub const fn stored_rows(n: usize, epilogue: Epilogue) -> usize {
     match epilogue {
         Epilogue::Store | Epilogue::Act(_) => n,
-        Epilogue::Glu(_) => 2 * (n / 2).next_multiple_of(PANEL),
+        Epilogue::Glu(_) | Epilogue::ClampedSwiglu => 2 * (n / 2).next_multiple_of(PANEL),
     }
 }
 
 /// Refuses gate and up of an odd number of features.
 fn even(n: usize, epilogue: Epilogue) -> Result<(), KernelError> {
-    if matches!(epilogue, Epilogue::Glu(_)) && n % 2 == 1 {
+    if epilogue.is_gated() && n % 2 == 1 {
         let what = format!("glu of {n} features; gate and up need an even number");
         return Err(KernelError::Unsupported { kernel: "gemm", what });
     }
@@ -105,6 +113,16 @@ pub struct Gemm<'a> {
     args: GemmArgs<'a>,
     kind: Kind,
     shape: Shape,
+    scattered: Option<Scattered<'a>>,
+}
+
+/// Rows that do not stand one after another: row `i` of the problem is row `at[i]` of out, and row `at[i] / share` of x.
+#[derive(Clone, Copy)]
+pub(crate) struct Scattered<'a> {
+    /// One per row, not negative.
+    pub at: &'a [i32],
+    /// Rows of out in a row that have one row of x.
+    pub share: usize,
 }
 
 /// How rows, panels and K are cut; a function of the problem's shape.
@@ -128,6 +146,25 @@ const BLOCK_K: usize = 1024;
 /// Panels per unit: 64 features for few rows, so that many threads find work; 128 features else.
 const GROUP_FEW: usize = 4;
 const GROUP_MANY: usize = 8;
+
+impl Shape {
+    fn of(kind: Kind, m: usize, stored_rows: usize, k: usize) -> Self {
+        let max_rows = rows_per_block(kind, m.max(1), k);
+        let row_blocks = m.div_ceil(max_rows);
+        let group = if m <= MAX_ROWS { GROUP_FEW } else { GROUP_MANY };
+        let panels = stored_rows.div_ceil(PANEL);
+        let slices = gemm_slices(stored_rows, k);
+        Shape {
+            panels,
+            slices,
+            slice_k: k / slices,
+            row_blocks,
+            block_rows: if row_blocks == 0 { 0 } else { m.div_ceil(row_blocks) },
+            group,
+            groups: panels.div_ceil(group),
+        }
+    }
+}
 
 fn rows_per_block(kind: Kind, m: usize, k: usize) -> usize {
     let fits = BLOCK_WORDS / kind.row_words(k).max(1) / MAX_ROWS * MAX_ROWS;
@@ -175,21 +212,28 @@ impl<'a> Gemm<'a> {
             at_least(NAME, "bias elements", rows, bias.len())?;
         }
         let kind = Kind::of(args.path, args.x.dtype(), args.weight.dtype());
-        let max_rows = rows_per_block(kind, m.max(1), k);
-        let row_blocks = m.div_ceil(max_rows);
-        let group = if m <= MAX_ROWS { GROUP_FEW } else { GROUP_MANY };
-        let panels = rows.div_ceil(PANEL);
-        let slices = gemm_slices(rows, k);
-        let shape = Shape {
-            panels,
-            slices,
-            slice_k: k / slices,
-            row_blocks,
-            block_rows: if row_blocks == 0 { 0 } else { m.div_ceil(row_blocks) },
-            group,
-            groups: panels.div_ceil(group),
-        };
-        Ok(Gemm { args, kind, shape })
+        let shape = Shape::of(kind, m, rows, k);
+        Ok(Gemm { args, kind, shape, scattered: None })
+    }
+
+    /// The same GEMM of other rows with a weight of the same shape.
+    ///
+    /// # Safety
+    /// Rows of x and out that `rows` names exist, no row of out stands twice, and `weight` is as long as the checked one.
+    pub(crate) unsafe fn of_rows(
+        &self,
+        rows: Scattered<'a>,
+        weight: Src<'a>,
+        bias: Option<&'a [f32]>,
+    ) -> Self {
+        let args = GemmArgs { m: rows.at.len(), weight, bias, ..self.args };
+        let shape = Shape::of(self.kind, args.m, stored_rows(args.n, args.epilogue), args.k);
+        Gemm { args, kind: self.kind, shape, scattered: Some(rows) }
+    }
+
+    /// Scratch of this GEMM with `m` rows.
+    pub(crate) fn scratch_len_of(&self, m: usize) -> usize {
+        scratch_words(self.kind, m, self.args.k)
     }
 
     /// Packs the rows of one row block, tile after tile.
@@ -201,10 +245,22 @@ impl<'a> Gemm<'a> {
         let a = &self.args;
         with_float!(a.x.dtype(), T => a.path.run(#[inline(always)] || {
             for (r0, n) in tiles(rows) {
+                // SAFETY: the tile's first packed row.
+                let out = unsafe { out.add(r0 * words) };
                 // SAFETY: rows first..first + rows are within x, checked when built.
                 unsafe {
-                    let x = a.x.ptr::<T>().add((first + r0) * a.x_stride);
-                    tile::pack_x(self.kind, x, a.x_stride, n, a.k, out.add(r0 * words));
+                    match self.scattered {
+                        None => {
+                            let x = a.x.ptr::<T>().add((first + r0) * a.x_stride);
+                            tile::pack_x(self.kind, x, a.x_stride, n, a.k, out);
+                        }
+                        Some(Scattered { at, share }) => {
+                            for (r, at) in at[first + r0..][..n].iter().enumerate() {
+                                let x = a.x.slice::<T>(*at as usize / share * a.x_stride, a.k);
+                                tile::pack_row(self.kind, x, r, n, out);
+                            }
+                        }
+                    }
                 }
             }
         }));
@@ -268,6 +324,24 @@ impl<'a> Gemm<'a> {
         }
     }
 
+    /// Rounds and stores what panels of gate and up in turns, from `p`, join to.
+    ///
+    /// # Safety
+    /// `row` is where a row of the output begins; nobody else touches these elements.
+    #[inline(always)]
+    unsafe fn join<T: Element>(&self, row: usize, p: usize, sums: &[f32], join: impl Fn(f32, f32) -> f32) {
+        let a = &self.args;
+        for (i, pair) in sums.chunks_exact(2 * PANEL).enumerate() {
+            let (gate, up) = pair.split_at(PANEL);
+            let col = (p / 2 + i) * PANEL;
+            // SAFETY: columns below n / 2 of a checked row; the caller owns them.
+            let out = unsafe { a.out.slice::<T>(row + col, PANEL.min(a.n / 2 - col)) };
+            for (o, (g, u)) in out.iter_mut().zip(gate.iter().zip(up)) {
+                *o = T::from_f32(join(*g, *u));
+            }
+        }
+    }
+
     /// Rounds and stores the sums of `np` panels from `p` for rows `first..first + rows`.
     ///
     /// # Safety
@@ -282,7 +356,8 @@ impl<'a> Gemm<'a> {
                 let bias = &bias[p * PANEL..];
                 sums.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
             }
-            let row = (first + r) * a.out_stride;
+            let at = self.scattered.map_or(first + r, |rows| rows.at[first + r] as usize);
+            let row = at * a.out_stride;
             match a.epilogue {
                 Epilogue::Store => {
                     let len = (np * PANEL).min(a.n - p * PANEL);
@@ -299,16 +374,11 @@ impl<'a> Gemm<'a> {
                     });
                 }
                 Epilogue::Glu(act) => with_activation!(act, f => {
-                    for (i, pair) in sums.chunks_exact(2 * PANEL).enumerate() {
-                        let (gate, up) = pair.split_at(PANEL);
-                        let col = (p / 2 + i) * PANEL;
-                        // SAFETY: as above, columns below n / 2.
-                        let out = unsafe { a.out.slice::<T>(row + col, PANEL.min(a.n / 2 - col)) };
-                        for (o, (g, u)) in out.iter_mut().zip(gate.iter().zip(up)) {
-                            *o = T::from_f32(f(*g) * u);
-                        }
-                    }
+                    // SAFETY: as above, columns below n / 2.
+                    unsafe { self.join::<T>(row, p, sums, |gate, up| f(gate) * up) }
                 }),
+                // SAFETY: as above.
+                Epilogue::ClampedSwiglu => unsafe { self.join::<T>(row, p, sums, lanes::clamped_swiglu) },
             }
         }
     }

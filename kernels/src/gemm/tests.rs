@@ -42,7 +42,7 @@ pub(crate) fn plain_order(n: usize) -> Vec<Option<usize>> {
     (0..n).map(Some).collect()
 }
 
-fn interleaved_order(cols: usize) -> Vec<Option<usize>> {
+pub(crate) fn interleaved_order(cols: usize) -> Vec<Option<usize>> {
     let padded = cols.next_multiple_of(PANEL);
     (0..padded / PANEL)
         .flat_map(|p| [0, cols].map(|base| (p, base)))

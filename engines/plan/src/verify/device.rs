@@ -179,6 +179,7 @@ fn gemm_layout(l: &Launch, parts: &Parts<'_>, at: &dyn Fn() -> String) -> Result
     let at_input = match l.kernel.as_str() {
         "gemm" | "linear_add" => 1,
         "norm_linear" | "norm_linear_glu" | "norm_linear_silu_mul" | "norm_linear_rope_append" => 2,
+        "expert_gemm" => 3,
         _ => return Ok(()),
     };
     let Some(Place::Weight(index)) = l.inputs.get(at_input).map(|o| o.place) else { return Ok(()) };
@@ -200,7 +201,9 @@ pub(super) fn results(kernel: &str) -> Option<usize> {
         "linear_add" | "norm_linear" | "norm_linear_glu" | "norm_linear_rope_append" => Some(1),
         // What plans of format 1.1 call `norm_linear_glu`.
         "norm_linear_silu_mul" => Some(1),
+        "expert_gemm" | "combine" | "combine_add" => Some(1),
         "add_rms_norm" => Some(2),
+        "top_k" => Some(4),
         _ => None,
     }
 }

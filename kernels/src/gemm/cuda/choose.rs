@@ -124,7 +124,18 @@ pub(super) fn tile(p: &Problem, most: usize) -> Tile {
 
 /// Fewest features of a tile: 16, and as many of gate and of up.
 fn narrowest(epilogue: Epilogue) -> usize {
-    if matches!(epilogue, Epilogue::Glu(_)) { 32 } else { 16 }
+    if epilogue.is_gated() { 32 } else { 16 }
+}
+
+/// The tile for one of `experts` weights that are multiplied at once, with so many tokens of each.
+pub(crate) fn grouped_tile(p: &Problem, experts: usize, tokens: usize) -> Tile {
+    let rows = stored_rows(p.n, p.epilogue);
+    let narrowest = narrowest(p.epilogue);
+    let widest = rows.next_power_of_two().clamp(narrowest, 128);
+    let fits = |f: &usize| (narrowest..=widest).contains(f);
+    let cost = |f: &usize| (picoseconds(rows * experts, p.k, tokens, *f, tokens), *f);
+    let features = [16, 32, 64, 128].into_iter().filter(fits).min_by_key(cost).unwrap_or(narrowest);
+    detail(rows, p.k, tokens, features, tokens)
 }
 
 /// What the slowest of memory, second-level cache and tensor cores takes, with idle multiprocessors.

@@ -43,9 +43,9 @@ struct Act {
     }
 };
 
-// y = f(gate) * up; features alternate by 16.
-template <float (*F)(float)>
-struct Glu {
+// y = join(gate, up); features alternate by 16.
+template <class Join>
+struct Gated {
     static __device__ constexpr int width(int tile) { return tile / 2; }
     template <int TILE>
     static __device__ __forceinline__ void values(float (&y)[4], const float* row, int column, int first,
@@ -56,9 +56,22 @@ struct Glu {
         sums4(y, row, gate, first, bias);
         sums4(up, row, gate + 16, first, bias);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) y[i] = mul(F(y[i]), up[i]);
+        for (int i = 0; i < 4; ++i) y[i] = Join::of(y[i], up[i]);
     }
 };
+
+// f(gate) * up.
+template <float (*F)(float)>
+struct Product {
+    static __device__ __forceinline__ float of(float gate, float up) { return mul(F(gate), up); }
+};
+template <float (*F)(float)>
+using Glu = Gated<Product<F>>;
+
+struct Clamped {
+    static __device__ __forceinline__ float of(float gate, float up) { return clamped_swiglu(gate, up); }
+};
+using ClampedSwiglu = Gated<Clamped>;
 
 // y = sum + residual, which may be the output's own bytes.
 struct AddResidual {
@@ -87,27 +100,33 @@ __device__ __forceinline__ void store4(T* to, const float (&y)[4]) {
     store_global8(to, pack<T>(y[0], y[1]), pack<T>(y[2], y[3]));
 }
 
+// Rows of the output that a launch's tokens are: one after another.
+struct Dense {
+    OUT* out;
+    __device__ __forceinline__ u64 row(int token) const { return u64(token) * COLUMNS; }
+};
+
 // Stores a tile of sums `[TOKENS][STRIDE]` of shared memory whose corner is (`token0`, `first`); all threads, after a
 // barrier.
-template <class Epilogue, int TILE, int TOKENS, int STRIDE, int THREADS>
+template <class Epilogue, int TILE, int TOKENS, int STRIDE, int THREADS, class To>
 __device__ __forceinline__ void finish(const float* sums, int token0, int first, int m, const float* bias,
-                                       const OUT* residual, OUT* out) {
+                                       const OUT* residual, const To& to) {
     constexpr int WIDTH = Epilogue::width(TILE), VECS = WIDTH / 4;
     static_assert(STRIDE % 4 == 0 && WIDTH % 4 == 0);
     int column0 = first / TILE * WIDTH;
     for (int i = threadIdx.x; i < TOKENS * VECS; i += THREADS) {
         int token = i / VECS, column = i % VECS * 4;
         if (token0 + token >= m || column0 + column >= COLUMNS) continue;
-        u64 row = u64(token0 + token) * COLUMNS;
+        u64 row = to.row(token0 + token);
         float y[4];
         Epilogue::template values<TILE>(y, sums + token * STRIDE, column, first, bias, residual + row);
-        OUT* to = out + row + column0 + column;
+        OUT* at = to.out + row + column0 + column;
         if constexpr (COLUMNS % 4 == 0) {
-            store4(to, y);
+            store4(at, y);
         } else {
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                if (column0 + column + j < COLUMNS) to[j] = from_f32<OUT>(y[j]);
+                if (column0 + column + j < COLUMNS) at[j] = from_f32<OUT>(y[j]);
         }
     }
 }

@@ -4,13 +4,17 @@
 // Macros beside gemm.cuh's: ELEMENT, K, SLICES, PARALLEL, TILE_FEATURES, TILE_TOKENS, WARP_FEATURES, WARP_TOKENS,
 // DEPTH (of a stage), STAGES, PASS_TOKENS (whose sums shared memory holds at once), GROUP (see tile_of_block), MIN_BLOCKS
 // (per multiprocessor); HELD_ROWS (rows of x that a block norms and holds whole, or 0) with NORM_THREADS of the norm's
-// own kernel; ROPE where a tile is rotated and stored as rope_append does, with its header's macros.
+// own kernel; ROPE where a tile is rotated and stored as rope_append does, EXPERTS where its rows are those of one of many
+// weights, each with its header's macros.
 #include "gemm.cuh"
 #if HELD_ROWS
 #include "rms_norm.cuh"
 #endif
 #if ROPE
 #include "rope_append.cuh"
+#endif
+#if EXPERTS
+#include "expert_gemm.cuh"
 #endif
 
 namespace lathe {
@@ -185,8 +189,15 @@ struct Rows {
 // rows of one chunk lie in different banks.
 struct Rows {
     enum : int { WIDE = DEPTH / 8, CHUNKS = PARALLEL * TILE_TOKENS * WIDE, STAGE_BYTES = CHUNKS * 16 };
+#if EXPERTS
+    // Rows lie anywhere: one pointer for each chunk that this thread copies, null past the last row.
+    enum : int { COPIES = (CHUNKS + THREADS - 1) / THREADS };
+    const ELEMENT* base;
+    const ELEMENT* from[COPIES];
+#else
     const ELEMENT* from;
     int left;  // tokens from this thread's first row to the end
+#endif
 
     static __device__ constexpr int token_of(int chunk) { return chunk / WIDE % TILE_TOKENS; }
     static __device__ constexpr u64 offset(int chunk) {
@@ -197,27 +208,43 @@ struct Rows {
         return (row * WIDE + (wide ^ turn)) * 16;
     }
 
+#if EXPERTS
+    __device__ __forceinline__ Rows(const ELEMENT* x, const int* order, int token, int m) : base(x) {
+#pragma unroll
+        for (int i = 0; i < COPIES; ++i) {
+            int chunk = i * THREADS + threadIdx.x, at = token + token_of(chunk);
+            bool valid = (CHUNKS % THREADS == 0 || chunk < CHUNKS) && at < m;
+            int column = chunk / WIDE / TILE_TOKENS * SLICE_K + chunk % WIDE * 8;
+            from[i] = valid ? x + u64(order[at] / SHARE) * K + column : nullptr;
+        }
+    }
+    __device__ __forceinline__ bool has(int i) const { return from[i / THREADS] != nullptr; }
+    __device__ __forceinline__ const ELEMENT* source(int i, int k) const { return has(i) ? from[i / THREADS] + k : base; }
+#else
     __device__ __forceinline__ Rows(const ELEMENT* base, int token, int m)
         : from(base + u64(token) * K + offset(threadIdx.x)), left(m - token - token_of(threadIdx.x)) {}
+    __device__ __forceinline__ bool has(int i) const { return token_of(i) < left; }
+    __device__ __forceinline__ const ELEMENT* source(int i, int k) const { return from + k + offset(i); }
+#endif
 
     __device__ __forceinline__ void copy(u32 stage, int k) const {
-        const ELEMENT* source = from + k;
 #pragma unroll
         for (int i = 0; i < CHUNKS; i += THREADS) {
             int chunk = i + threadIdx.x;
             if (CHUNKS % THREADS != 0 && chunk >= CHUNKS) break;
             u32 to = stage + place(chunk / WIDE, chunk % WIDE);
-            bool valid = token_of(i) < left;
+            bool valid = has(i);
             int column = k + chunk % WIDE * 8;
+            const ELEMENT* at = source(i, k);
             if constexpr (K % 8 == 0) {
                 if (K % DEPTH != 0) valid = valid && column < K;
-                cp_async16(to, source + offset(i), valid);
+                cp_async16(to, at, valid);
             } else {
                 u32 words[4];
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
-                    u32 lo = valid && column + 2 * j < K ? source[offset(i) + 2 * j].bits : 0;
-                    u32 hi = valid && column + 2 * j + 1 < K ? source[offset(i) + 2 * j + 1].bits : 0;
+                    u32 lo = valid && column + 2 * j < K ? at[2 * j].bits : 0;
+                    u32 hi = valid && column + 2 * j + 1 < K ? at[2 * j + 1].bits : 0;
                     words[j] = lo | hi << 16;
                 }
                 store_shared16(to, words);
@@ -326,6 +353,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
          const int* positions, const float* table, u8* cache, const int* row_sequence, const Sequence* sequences,
          const int* blocks
 #endif
+#if EXPERTS
+         ,
+         const int* order, const int* starts
+#endif
     ) {
     extern __shared__ __align__(128) u8 shared[];
     constexpr int STAGE_BYTES = Weights::STAGE_BYTES + Rows::STAGE_BYTES;
@@ -333,15 +364,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     constexpr int STRIDE = TILE_FEATURES + 4;
 
     let_next_start();
+#if EXPERTS
+    // Which weight it is depends on what the launches before have made.
+    wait_for_previous();
+    Group group = group_of_block<TILE_TOKENS>(starts, blockIdx.y);
+    if (group.expert == EXPERTS) return;
+    Tile tile = {group.token, int(blockIdx.x) * TILE_FEATURES};
+    Listed out = {y, order + group.first};
+    weight += u64(group.expert) * (Weights::ALL_TILES * Weights::ALL_DEEP * 512);
+    if (BIAS) bias += group.expert * ROWS;
+    m = group.count;
+    Rows rows(x, out.order, tile.token, m);
+#else
     Tile tile = tile_of_block<TILE_FEATURES, TILE_TOKENS, GROUP>(blockIdx.x, m);
 #if ROPE
     tile.feature = tile.feature / HEAD_DIM * HEAD_DIM + tile.feature % HEAD_DIM / 2;
     Heads out = {y, positions, table, cache, row_sequence, sequences, blocks};
 #else
-    OUT* out = y;
+    Dense out = {y};
+#endif
+    Rows rows(x, tile.token, m);
 #endif
     Weights weights(weight, tile.feature);
-    Rows rows(x, tile.token, m);
     Warp w;
     w.lane = threadIdx.x % 32;
     int warp = threadIdx.x / 32;
@@ -358,7 +402,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     Rows::Share norm;
     Rows::load_weight(norm, norm_weight);
 #endif
+#if !EXPERTS
     wait_for_previous();
+#endif
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i) {
         if (i < STEPS) rows.copy(ring + i * STAGE_BYTES + Weights::STAGE_BYTES, i * DEPTH);

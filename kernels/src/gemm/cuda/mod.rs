@@ -25,6 +25,7 @@ mod fused;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use choose::grouped_tile;
 pub use choose::{Body, Config, MAX_SHARED, Tile, choose};
 pub use fused::{Fused, Tail, fused_launches};
 
@@ -86,7 +87,24 @@ pub fn add_launches(p: &Problem) -> Result<Launches, KernelError> {
     build(p, &choose(p), true)
 }
 
+/// The launch of one expert's problem, and the features and tokens of its tiles; what makes it many experts' is up to the
+/// caller.
+pub(crate) fn grouped_stage(p: &Problem, config: &Config) -> Result<(Stage, usize, usize), KernelError> {
+    check(p)?;
+    let (features, tokens) = match &config.body {
+        Body::Mma(t) => (t.features, t.tokens),
+        Body::Fma(per_thread) => (F32_FEATURES, F32_GROUPS * per_thread),
+    };
+    Ok((stage(p, config, false, 0)?, features, tokens))
+}
+
 fn build(p: &Problem, configs: &[Config], residual: bool) -> Result<Launches, KernelError> {
+    check(p)?;
+    let stages = configs.iter().map(|c| stage(p, c, residual, 0)).collect::<Result<_, _>>()?;
+    Ok(Launches { stages, workspaces: vec![] })
+}
+
+fn check(p: &Problem) -> Result<(), KernelError> {
     float(NAME, p.dtype)?;
     float(NAME, p.out)?;
     at_least(NAME, "n", 1, p.n)?;
@@ -97,9 +115,7 @@ fn build(p: &Problem, configs: &[Config], residual: bool) -> Result<Launches, Ke
         at_most(NAME, what, (i32::MAX / 4) as usize, size)?;
     }
     product(NAME, "n * k", &[p.n, p.k])?;
-    even(p.n, p.epilogue)?;
-    let stages = configs.iter().map(|c| stage(p, c, residual, 0)).collect::<Result<_, _>>()?;
-    Ok(Launches { stages, workspaces: vec![] })
+    even(p.n, p.epilogue)
 }
 
 /// Bytes of `rows` whole rows of x in shared memory, with sums of squares for each warp of the norm's own kernel.
@@ -111,6 +127,7 @@ fn stage(p: &Problem, config: &Config, residual: bool, held_rows: usize) -> Resu
     let rows = stored_rows(p.n, p.epilogue);
     let epilogue = match (p.epilogue, residual) {
         (Epilogue::Glu(act), _) => format!("Glu<{}>", activation(act)),
+        (Epilogue::ClampedSwiglu, _) => "ClampedSwiglu".into(),
         (Epilogue::Act(act), _) => format!("Act<{}>", activation(act)),
         (Epilogue::Store, true) => "AddResidual".into(),
         (Epilogue::Store, false) => "Store".into(),
