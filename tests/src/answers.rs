@@ -138,13 +138,13 @@ pub fn kv_of(engine: &mut dyn Subject, ids: &[u32], chunk: usize, beside: bool) 
     engine.bind(Slot(0), SlotState { prompt: ids, ..SlotState::default() }).unwrap();
     engine.bind(Slot(1), SlotState { prompt: ids, ..SlotState::default() }).unwrap();
     let (mut out, mut logits) = (StepOutput::default(), Vec::new());
-    let mut neighbour = 0;
+    let (mut neighbour, vocab) = (0, engine.info().vocab_size);
     for start in (0..ids.len()).step_by(chunk) {
         let len = chunk.min(ids.len() - start);
         let mut step = StepPlan::default();
         // A decoding neighbour in blocks of its own.
         if beside {
-            step.tokens.push(TokenSource::Literal(token(neighbour, 611)));
+            step.tokens.push(TokenSource::Literal(token(neighbour, vocab)));
             step.positions.push(neighbour as u32);
             neighbour += 1;
             let blocks = neighbour.div_ceil(block as u64) as u32;
