@@ -11,9 +11,15 @@ use lathe_compiler::targets;
 use lathe_diagnostics::LogFormat;
 use lathe_numerics::DType;
 
+/// What `--help` says of models.
+fn architectures() -> String {
+    let names: Vec<_> = import::IMPORTERS.iter().map(|i| i.architecture).collect();
+    format!("Architectures: {}", names.join(", "))
+}
+
 /// Compiles a checkpoint in Hugging Face form into one engine plan.
 #[derive(Debug, Parser)]
-#[command(name = "compile", max_term_width = 110)]
+#[command(name = "compile", max_term_width = 110, after_help = architectures())]
 #[command(group(ArgGroup::new("source").required(true).args(["model", "config"])))]
 pub struct Args {
     /// Directory of a checkpoint, or a hub id that lies in the local Hugging Face cache.

@@ -89,7 +89,7 @@ fn stopping_early_prints_the_graph_and_writes_no_plan() {
 fn every_fault_has_its_exit_code_and_says_what_to_do() {
     let (model, out) = (Dir::of(&config(json!({})), DType::BF16), tempfile::tempdir().unwrap());
     let mistral = Dir::of(&config(json!({})), DType::BF16);
-    mistral.write("config.json", &config(json!({"architectures": ["MistralForCausalLM"]})).to_string());
+    mistral.write("config.json", &config(json!({"architectures": ["MambaForCausalLM"]})).to_string());
     let (model, mistral) = (model.path().display().to_string(), mistral.path().display().to_string());
     let rows: [(String, i32, &[&str]); 9] = [
         ("--max-batch 4".into(), 2, &["--model"]),
@@ -105,11 +105,7 @@ fn every_fault_has_its_exit_code_and_says_what_to_do() {
             3,
             &["unsupported target sm_90a", "sm_90 runs on the same devices"],
         ),
-        (
-            format!("--model {mistral}"),
-            3,
-            &["architecture MistralForCausalLM", "supported: LlamaForCausalLM"],
-        ),
+        (format!("--model {mistral}"), 3, &["architecture MambaForCausalLM", "supported: LlamaForCausalLM"]),
         ("--model org/absent".into(), 3, &["help: download it with: hf download org/absent"]),
         ("--config absent.json --synthetic-weights 1".into(), 5, &["absent.json", "No such file"]),
         (format!("--model {model} -o no/such/dir/x.plan"), 5, &["no/such/dir/x.plan"]),

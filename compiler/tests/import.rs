@@ -5,7 +5,7 @@ mod checkpoints;
 use checkpoints::{Dir, Stored, config, tensors};
 use lathe_compiler::checkpoint::Tokenizer;
 use lathe_compiler::error::CompileError;
-use lathe_compiler::import::{Imported, import, synthetic};
+use lathe_compiler::import::{IMPORTERS, Imported, import, synthetic};
 use lathe_compiler::options::Options;
 use lathe_ir::WeightExpr;
 use lathe_numerics::DType;
@@ -139,28 +139,30 @@ fn a_synthetic_model_needs_a_config_only() {
 fn what_cannot_be_imported_is_named() {
     let base = config(json!({}));
     let good = tensors(&base, DType::BF16);
+    let known: Vec<_> = IMPORTERS.iter().map(|i| i.architecture).collect();
+    let unknown = format!("unsupported architecture MambaForCausalLM: supported: {}", known.join(", "));
     let rows = [
-        (
-            json!({"architectures": ["OtherForCausalLM"]}),
-            "unsupported architecture OtherForCausalLM: supported: LlamaForCausalLM, MixtralForCausalLM, Qwen2MoeForCausalLM, Qwen3MoeForCausalLM",
-        ),
+        (json!({"architectures": ["MambaForCausalLM"]}), unknown.as_str()),
         (
             json!({"architectures": null}),
             "config.json: architectures: is missing: it names the model's architecture",
         ),
         (json!({"hidden_act": "gelu"}), "unsupported hidden_act gelu: supported: silu"),
-        (json!({"layer_types": ["sliding_attention"]}), "config.json: layer_types: is no list of 2 types"),
         (
-            json!({"rope_scaling": {"rope_type": "yarn"}}),
-            "unsupported rope_type yarn: supported: default, linear, llama3",
+            json!({"sliding_window": 4096}),
+            "unsupported sliding_window 4096: supported in this architecture: full attention",
         ),
         (
-            json!({"partial_rotary_factor": 0.5}),
-            "unsupported partial_rotary_factor 0.5: supported: 1, the whole head rotates",
+            json!({"rope_scaling": {"rope_type": "mrope"}}),
+            "unsupported rope_type mrope: supported: default, linear, dynamic, llama3, yarn, longrope",
+        ),
+        (
+            json!({"partial_rotary_factor": 0.5, "head_dim": 6}),
+            "unsupported partial_rotary_factor 0.5 of head_dim 6: supported: an even number of rotated elements from 2 to 6, as rotary embedding turns pairs",
         ),
         (
             json!({"head_dim": 5}),
-            "unsupported head_dim 5: supported: even head_dim, as rotary embedding turns pairs",
+            "unsupported head_dim 5: supported: an even number of rotated elements from 2 to 5, as rotary embedding turns pairs",
         ),
         (
             json!({"num_key_value_heads": 3}),

@@ -154,4 +154,17 @@ mod tests {
             with_activation!(act, f => same_bits(act.name(), 1009, f, |x| act.apply(x)));
         }
     }
+
+    #[test]
+    fn gating_has_the_contract_bits() {
+        for path in IsaPath::all() {
+            for i in 0..4000 {
+                let (gate, up) = ((i % 63) as f32 * 0.31 - 9.7, (i / 63) as f32 * 0.29 - 9.1);
+                let got = path.run(|| clamped_swiglu(gate, up));
+                let want = lathe_numerics::Gating::ClampedSwiglu.apply(gate, up);
+                assert_eq!(got.to_bits(), want.to_bits(), "{gate} {up}");
+                assert_eq!(sigmoid(gate).to_bits(), lathe_numerics::exp::sigmoid(gate).to_bits());
+            }
+        }
+    }
 }

@@ -53,6 +53,7 @@ pub fn windowed(types: [&str; 2], target: &str) -> PathBuf {
     let layers = types.map(|t| format!("\"{t}_attention\"")).join(", ");
     let fields = format!("\"sliding_window\": 64, \"layer_types\": [{layers}], \"architectures\"");
     let config = CONFIG.replace("DTYPE", "bfloat16").replace("\"architectures\"", &fields);
+    let config = config.replace("LlamaForCausalLM", "MistralForCausalLM");
     compiled(&format!("{}-{target}", types.join("-")), &config, "bf16", target)
 }
 
@@ -154,13 +155,13 @@ pub fn kv_of(engine: &mut dyn Subject, ids: &[u32], chunk: usize, beside: bool) 
     engine.bind(Slot(0), SlotState { prompt: ids, ..SlotState::default() }).unwrap();
     engine.bind(Slot(1), SlotState { prompt: ids, ..SlotState::default() }).unwrap();
     let (mut out, mut logits) = (StepOutput::default(), Vec::new());
-    let mut neighbour = 0;
+    let (mut neighbour, vocab) = (0, engine.info().vocab_size);
     for start in (0..ids.len()).step_by(chunk) {
         let len = chunk.min(ids.len() - start);
         let mut step = StepPlan::with_capacity(0, 0, 0, 0, info.groups.len());
         // A decoding neighbour in blocks of its own.
         if beside {
-            step.tokens.push(TokenSource::Literal(token(neighbour, 611)));
+            step.tokens.push(TokenSource::Literal(token(neighbour, vocab)));
             step.positions.push(neighbour as u32);
             neighbour += 1;
             let (blocks_start, blocks_len) = step.push_own_blocks(&info, 1, room, neighbour as u32 - 1);

@@ -16,6 +16,8 @@ pub struct Golden {
     pub columns: Option<Vec<usize>>,
     /// `f32[rows, columns]`.
     pub logits: Vec<f32>,
+    /// The longest sequence of the plan that rotates as the golden does.
+    pub max_seq_len: u32,
     argmax: Vec<usize>,
     margin: Vec<f32>,
     logsumexp: Vec<f32>,
@@ -61,6 +63,7 @@ impl Golden {
             argmax: ints("argmax")?,
             margin: floats("margin")?,
             logsumexp: floats("logsumexp")?,
+            max_seq_len: meta.get("max_seq_len").map_or(Ok(1024), |v| v.parse())?,
             max_abs_logit: meta.get("max_abs_logit").context("max_abs_logit")?.parse()?,
             own_max_kl: meta.get("own_max_kl").map(|v| v.parse()).transpose()?,
         })

@@ -43,3 +43,22 @@ pub fn fixture(name: &str) -> PathBuf {
     assert!(path.is_dir(), "{} is missing: run ./tools/test, which makes fixtures", path.display());
     path
 }
+
+/// Names of the checkpoints of every architecture but Llama, and of rotary scalings, sorted.
+///
+/// # Panics
+/// When they were not made.
+pub fn architectures() -> Vec<String> {
+    let vocab = |name: &str| {
+        let config = std::fs::read_to_string(fixture(name).join("config.json")).unwrap_or_default();
+        config.contains(ARCHITECTURES_VOCAB)
+    };
+    let entries = std::fs::read_dir(fixture("parity")).into_iter().flatten().flatten();
+    let names = entries.map(|e| format!("parity/{}", e.file_name().to_string_lossy()));
+    let mut names: Vec<String> = names.filter(|n| vocab(n)).collect();
+    names.sort();
+    names
+}
+
+/// What tests/fixtures/architectures.py gives all of its models.
+const ARCHITECTURES_VOCAB: &str = "\"vocab_size\": 101,";

@@ -1,8 +1,10 @@
 //! The promise of one answer: bits of tokens, logprobs and KV do not depend on company, chunks, threads or preemption.
 
+use lathe_api::Engine;
 use lathe_cpu::Isa;
 use lathe_tests::answers::{alone, kv_of, mixed, plan, same};
-use lathe_tests::drive::{Conditions, Request, load, run, token};
+use lathe_tests::drive::{Conditions, Request, compile, load, run, token};
+use lathe_tests::{architectures, fixture};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 
@@ -68,5 +70,43 @@ fn kv_bytes_and_logits_of_a_position_do_not_depend_on_the_way_there() {
                 "logits differ: {dtype}, chunk {chunk}, neighbour {beside}"
             );
         }
+    }
+}
+
+#[test]
+fn every_architecture_has_one_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in architectures() {
+        let out = dir.path().join("a.plan");
+        let limits = ["--max-batch", "8", "--max-num-tokens", "256", "--tokenizer", "none"];
+        let model = fixture(&name);
+        let model = ["--model", model.to_str().unwrap()];
+        if let Err(e) = compile(&[&model[..], &limits].concat(), &out) {
+            assert!(e.to_string().contains("kernel"), "{name}: {e:#}");
+            println!("{name}: {e:#}");
+            continue;
+        }
+        let of = |threads| load(&out, threads, None).unwrap();
+        let info = of(1).info().clone();
+        let (vocab, longest) = (info.vocab_size, info.max_seq_len as usize);
+
+        let ids: Vec<u32> = (0..longest.min(200) as u64).map(|i| token(i, vocab)).collect();
+        let (want_kv, want_logits) = kv_of(&mut of(2), &ids, ids.len(), false);
+        assert!(want_kv.iter().any(|b| *b != 0), "{name}");
+        for (chunk, beside) in [(1, true), (7, false), (64, true)] {
+            let (got_kv, got_logits) = kv_of(&mut of(2), &ids, chunk, beside);
+            assert!(want_kv == got_kv, "KV bytes differ: {name}, chunk {chunk}, neighbour {beside}");
+            let same = want_logits.iter().zip(&got_logits).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "logits differ: {name}, chunk {chunk}, neighbour {beside}");
+        }
+
+        let fits = |r: &Request| r.prompt.len() + (r.max_new as usize) < longest;
+        let inside = |r: Request| Request { prompt: r.prompt.iter().map(|t| t % vocab).collect(), ..r };
+        let requests: Vec<Request> = mixed().into_iter().filter(fits).map(inside).step_by(4).collect();
+        let want = alone(&mut of(1), &requests);
+        let order: Vec<usize> = (0..requests.len()).rev().collect();
+        let conditions = Conditions { chunk: Some(7), arrivals_per_step: 3, ..Conditions::default() };
+        let (got, _) = run(&mut of(2), &requests, &order, &conditions).unwrap();
+        same(&want, &got, &format!("in company: {name}"));
     }
 }

@@ -1,4 +1,5 @@
-"""Golden values from torch and transformers: `python generate.py FIXTURES --demo ../demo-model`, by hand.
+"""Golden values from torch and transformers: `python generate.py FIXTURES --demo ../demo-model [name ...]`, by hand; names
+of parity cases make those alone.
 
 FIXTURES is what tests/fixtures/make.py wrote. Writes logits/*.safetensors and chat.json beside this file; README.md
 has the format. Needs the requirements of tools/demo-model/training.
@@ -6,6 +7,7 @@ has the format. Needs the requirements of tools/demo-model/training.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -14,6 +16,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1] / "tests" / "fixtures"))
+from architectures import CASES  # noqa: E402
+
 SEED = 7
 PARITY = sorted("mha-f32 gqa-tied-bf16 mqa-linear-f32 odd-bf16 attention-bias-f32 all-bias-bf16 llama3-rope-f32 gqa-wide-bf16".split())
 # Long enough that attention crosses a border of 128 positions.
@@ -32,7 +37,7 @@ def logits_of(path, ids, dtype):
     return model(torch.tensor([ids])).logits[0].float()
 
 
-def golden(name, path, ids, case=None, columns=None, rows=None):
+def golden(name, path, ids, case=None, columns=None, rows=None, max_seq_len=None):
     stored = AutoModelForCausalLM.from_pretrained(path, dtype="auto").dtype
     ref = logits_of(path, ids, torch.float32)
     rows = torch.arange(len(ids)) if rows is None else torch.tensor(rows)
@@ -42,6 +47,8 @@ def golden(name, path, ids, case=None, columns=None, rows=None):
         "case": name, "seed": str(SEED), "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
         "stored_dtype": str(stored).removeprefix("torch."), "max_abs_logit": f"{ref.abs().max().item():.9g}",
     }  # fmt: skip
+    if max_seq_len:
+        meta["max_seq_len"] = str(max_seq_len)
     if stored != torch.float32:
         low = logits_of(path, ids, stored)
         kl = (log_p.exp() * (log_p - low.double().log_softmax(-1))).sum(-1)
@@ -96,7 +103,18 @@ def random_ids(name, vocab, n):
     return torch.randint(0, vocab, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def architectures(fixtures, names):
+    """A few positions: the first, around the first window's end and the leaf's, and the last."""
+    for name in names:
+        case, n = CASES[name], CASES[name]["prompt"]
+        window = case["config"].get("sliding_window") or 16
+        rows = sorted({p for p in (0, 1, 2, window - 1, window, window + 1, 127, 128, n // 2, n - 2, n - 1) if p < n})
+        ids = random_ids(name, case["config"]["vocab_size"], n)
+        golden(f"parity/{name}", fixtures / "parity" / name, ids, rows=rows, max_seq_len=case["max_seq_len"])
+
+
 def all_logits(fixtures, demo):
+    architectures(fixtures, CASES)
     for name in [*(f"parity/{p}" for p in PARITY), "llama2-like", "llama32-sharded", "llama32-like"]:
         vocab = json.loads((fixtures / name / "config.json").read_text())["vocab_size"]
         columns = None
@@ -186,8 +204,12 @@ def main():
     arg = argparse.ArgumentParser()
     arg.add_argument("fixtures", type=Path)
     arg.add_argument("--demo", type=Path)
+    arg.add_argument("names", nargs="*")
     arg = arg.parse_args()
     torch.set_num_threads(1)
+    if arg.names:
+        architectures(arg.fixtures, arg.names)
+        return
     chat(arg.fixtures, arg.demo)
     all_logits(arg.fixtures, arg.demo)
 

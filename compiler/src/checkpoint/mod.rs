@@ -5,6 +5,7 @@
 mod config;
 mod generation;
 mod locate;
+mod rope;
 mod safetensors;
 mod source;
 mod synthetic;
@@ -14,9 +15,10 @@ use std::path::PathBuf;
 
 use lathe_plan::schema::TextConfig;
 
-pub use config::{Config, Rope, RopeScaling};
+pub use config::Config;
 pub use generation::Generation;
 pub use locate::{HubCache, Located, locate};
+pub use rope::{Rope, RopeDefaults, RopeScaling};
 pub use safetensors::SafetensorsSource;
 pub use source::{TensorInfo, TensorSource};
 pub use synthetic::{SyntheticSource, SyntheticTensor};

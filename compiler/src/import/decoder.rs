@@ -1,183 +1,172 @@
-//! Decoders of the form that Llama has: norm, attention, residual, norm, MLP or experts, residual. An importer reads a config
-//! into a [`Decoder`] and changes what its architecture has different.
+//! A decoder as importers describe it, and the graph of such a description.
 //!
-//! Rounding points, with `D` the plan's type: the residual, normed rows, rotated queries, attention, gated products and
-//! what an expert gives are `D`; what another linear layer gives stays f32 until then; keys and values are rounded to the
-//! cache's type.
+//! Rounding points, with `D` the plan's type: embeddings, the residual, normed rows, rotated queries, attention and what
+//! comes out of an activation are `D`; what a linear layer gives, and what is done to it before it joins the residual,
+//! stays f32 until then; keys and values are rounded to the cache's type.
 
 use lathe_ir::entity::ValueId;
-use lathe_ir::facts::{Cache, Facts};
+use lathe_ir::facts::Cache;
 use lathe_ir::graph::Graph;
-use lathe_ir::ops::{Activate, Add, Attention, Embedding, GatherRows, KvAppend, Linear, Mul, RmsNorm, Rope};
-use lathe_ir::rope_table::{RopeScaling as TableScaling, RopeTable};
+use lathe_ir::ops::{
+    Activate, Add, Attention as AttentionOp, Cast, Embedding, GatherRows, KvAppend, Mul, Rope as RopeOp,
+    Scale, Softcap,
+};
+use lathe_ir::rope_table::RopeTable;
 use lathe_ir::weight::WeightExpr;
 use lathe_numerics::{Activation, DType};
 use lathe_plan::schema::Limits;
 
 use super::builder::Builder;
 use super::experts::Experts;
+use super::names::Names;
+use super::param::{Norm, Param, Projection};
+use super::shape::Shape;
 use super::{Model, TensorSpec};
-use crate::checkpoint::{Config, Rope as RopeConfig, RopeScaling, TensorSource};
+use crate::checkpoint::{Rope, TensorSource};
 use crate::error::{CompileError, Result};
 
-/// What config.json says of a decoder.
+/// A decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoder {
-    /// Width of the residual.
-    pub hidden: usize,
-    /// One per layer.
+    /// Extents.
+    pub shape: Shape,
+    /// What token ids become.
+    pub embedding: Embedded,
+    /// The layers, first to last.
     pub layers: Vec<Layer>,
-    /// Query heads.
-    pub heads: usize,
-    /// Heads of keys and values.
-    pub kv_heads: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// Rows of the embedding.
-    pub vocab: usize,
-    /// Longest context that the model was made for.
-    pub max_position: usize,
-    /// Of all norms.
-    pub eps: f64,
-    /// The embedding is the head.
-    pub tied: bool,
-    /// Queries, keys and values have a bias.
-    pub qkv_bias: bool,
-    /// The attention's output has a bias.
-    pub o_bias: bool,
-    /// Every head of queries and keys is normed before it rotates.
-    pub qk_norm: bool,
-    /// Every head has a logit of its own that takes part in the softmax (`self_attn.sinks`).
-    pub sinks: bool,
-    /// Rotary embedding.
-    pub rope: RopeConfig,
+    /// Before the head.
+    pub norm: Norm,
+    /// The head; without one the embedding's table is the head.
+    pub head: Option<Projection>,
+    /// What logits are multiplied by.
+    pub logits_scale: f32,
+    /// Bound that logits are squashed into, after the scale; 0 for none.
+    pub logits_softcap: f32,
+    /// Other names of tensors.
+    pub names: Names,
+    /// Ends of the names of tensors that published checkpoints hold and no graph needs.
+    pub ignored: &'static [&'static str],
 }
 
-/// What layers differ in.
+/// What token ids become.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedded {
+    /// `[vocab, hidden]`.
+    pub tokens: Param,
+    /// `[positions, hidden]` of learned positions, added.
+    pub positions: Option<Param>,
+    /// What the tokens' rows are multiplied by.
+    pub scale: f32,
+    /// The scale is rounded to the plan's type before it is used.
+    pub scale_is_rounded: bool,
+}
+
+/// One layer: `h + attention(norm(h))`, then `h + mlp(norm(h))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
-    /// Positions that a row sees, its own included; 0 for all.
-    pub window: usize,
-    /// What stands behind the attention.
+    /// Of what the attention reads.
+    pub attention_norm: Option<Norm>,
+    /// The attention.
+    pub attention: Attention,
+    /// Of what the attention gives.
+    pub attention_post_norm: Option<Norm>,
+    /// Of what the feed-forward network reads; in a parallel layer without it the attention's normed rows.
+    pub mlp_norm: Option<Norm>,
+    /// The feed-forward network.
     pub mlp: Mlp,
+    /// Of what the feed-forward network gives.
+    pub mlp_post_norm: Option<Norm>,
+    /// What attention and network give is multiplied by this before it joins the residual.
+    pub residual_scale: f32,
+    /// Both read the layer's input: `h + attention(norm(h)) + mlp(norm(h))`.
+    pub parallel: bool,
 }
 
-/// The second half of a layer.
+/// Attention with its projections. Heads are those of the decoder's shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// Query.
+    pub q: Projection,
+    /// Key.
+    pub k: Projection,
+    /// Value.
+    pub v: Projection,
+    /// Of what the heads give.
+    pub o: Projection,
+    /// Norms of query and key, before the rotation.
+    pub qk_norm: Option<(Norm, Norm)>,
+    /// Rotary embedding.
+    pub rope: Option<Rope>,
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// Positions that a row sees, its own included; 0 for all.
+    pub window: usize,
+    /// Bound that scores are squashed into; 0 for none.
+    pub softcap: f32,
+    /// `[heads]`: a score of each head that takes part in its sum and has no value.
+    pub sinks: Option<Param>,
+}
+
+/// A feed-forward network.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mlp {
-    /// `down(silu(gate(x)) * up(x))`.
+    /// `down(act(gate(x)) * up(x))`.
     Gated {
-        /// Rows of gate and up.
-        intermediate: usize,
-        /// All three have biases.
-        bias: bool,
+        /// Through the activation.
+        gate: Projection,
+        /// Multiplied with it.
+        up: Projection,
+        /// Back to the hidden width.
+        down: Projection,
+        /// Of the gate.
+        act: Activation,
     },
-    /// A router and experts.
+    /// `down(act(up(x)))`.
+    Plain {
+        /// Through the activation.
+        up: Projection,
+        /// Back to the hidden width.
+        down: Projection,
+        /// Between the two.
+        act: Activation,
+    },
+    /// Some of many, chosen for each row.
     Experts(Experts),
 }
 
-impl Decoder {
-    /// Reads the fields that all such decoders have: full attention, one gated MLP per layer, biases as `attention_bias` and
-    /// `mlp_bias` say.
-    ///
-    /// # Errors
-    /// A malformed field, or a value that no such decoder can have.
-    pub fn read(config: &Config) -> Result<Self> {
-        let act = config.text("hidden_act")?.unwrap_or("silu");
-        if !matches!(act, "silu" | "swish") {
-            return Err(CompileError::unsupported(format!("hidden_act {act}"), "supported: silu"));
+impl Mlp {
+    /// Every projection.
+    pub fn projections(&self) -> Vec<&Projection> {
+        match self {
+            Mlp::Gated { gate, up, down, .. } => vec![gate, up, down],
+            Mlp::Plain { up, down, .. } => vec![up, down],
+            Mlp::Experts(experts) => experts.projections(),
         }
-        let hidden = config.size("hidden_size")?;
-        let heads = config.size("num_attention_heads")?;
-        let kv_heads = config.opt_size("num_key_value_heads")?.unwrap_or(heads);
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(CompileError::input(
-                "config.json: num_key_value_heads",
-                format!("is {kv_heads}, which does not divide num_attention_heads {heads}"),
-            ));
-        }
-        let head_dim = match config.opt_size("head_dim")? {
-            Some(d) => d,
-            None if hidden.is_multiple_of(heads) => hidden / heads,
-            None => {
-                return Err(CompileError::input(
-                    "config.json: num_attention_heads",
-                    format!(
-                        "is {heads}, which does not divide hidden_size {hidden}, and head_dim is missing"
-                    ),
-                ));
-            }
-        };
-        if !head_dim.is_multiple_of(2) {
-            return Err(CompileError::unsupported(
-                format!("head_dim {head_dim}"),
-                "supported: even head_dim, as rotary embedding turns pairs",
-            ));
-        }
-        let max_position = config.opt_size("max_position_embeddings")?.unwrap_or(2048);
-        let rope = config.rope(max_position)?;
-        if rope.partial_rotary_factor != 1.0 {
-            return Err(CompileError::unsupported(
-                format!("partial_rotary_factor {}", rope.partial_rotary_factor),
-                "supported: 1, the whole head rotates",
-            ));
-        }
-        let eps = config.number("rms_norm_eps", 1e-6)?;
-        if !(eps >= 0.0 && (eps as f32).is_finite()) {
-            return Err(CompileError::input(
-                "config.json: rms_norm_eps",
-                format!("is {eps}, expected 0 or more"),
-            ));
-        }
-        let mlp = Mlp::Gated {
-            intermediate: config.size("intermediate_size")?,
-            bias: config.flag("mlp_bias", false)?,
-        };
-        let attention_bias = config.flag("attention_bias", false)?;
-        Ok(Decoder {
-            hidden,
-            layers: vec![Layer { window: 0, mlp }; config.size("num_hidden_layers")?],
-            heads,
-            kv_heads,
-            head_dim,
-            vocab: config.size("vocab_size")?,
-            max_position,
-            eps,
-            tied: config.flag("tie_word_embeddings", false)?,
-            qkv_bias: attention_bias,
-            o_bias: attention_bias,
-            qk_norm: false,
-            sinks: false,
-            rope,
-        })
+    }
+}
+
+impl Layer {
+    fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let all = [&self.attention_norm, &self.attention_post_norm, &self.mlp_norm, &self.mlp_post_norm];
+        let qk = self.attention.qk_norm.iter().flat_map(|(q, k)| [q, k]);
+        all.into_iter().flatten().chain(qk)
     }
 
-    fn rope_table(&self, positions: usize) -> RopeTable {
-        let plain = RopeTable::plain(positions, self.head_dim, self.rope.theta);
-        match self.rope.scaling {
-            RopeScaling::Default => plain,
-            RopeScaling::Linear { factor } => RopeTable { scaling: TableScaling::Linear, factor, ..plain },
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
-                RopeTable {
-                    scaling: TableScaling::Llama3,
-                    factor,
-                    low_freq_factor,
-                    high_freq_factor,
-                    original: original_max_position,
-                    ..plain
-                }
-            }
-        }
+    fn projections(&self) -> Vec<&Projection> {
+        let Attention { q, k, v, o, .. } = &self.attention;
+        let mut all = vec![q, k, v, o];
+        all.extend(self.mlp.projections());
+        all
     }
 }
 
 impl Model for Decoder {
     fn vocab_size(&self) -> usize {
-        self.vocab
+        self.shape.vocab
     }
 
     fn max_position(&self) -> usize {
-        self.max_position
+        self.shape.max_position
     }
 
     fn cache(&self, kv_dtype: DType) -> Cache {
@@ -185,54 +174,36 @@ impl Model for Decoder {
             name: "kv".into(),
             dtype: kv_dtype,
             layers: self.layers.len(),
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
+            kv_heads: self.shape.kv_heads,
+            head_dim: self.shape.head_dim,
         }
     }
 
     fn tensors(&self) -> Vec<TensorSpec> {
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut specs = vec![TensorSpec::matrix("model.embed_tokens.weight", self.vocab, self.hidden)];
-        for (layer, kind) in self.layers.iter().enumerate() {
-            let prefix = format!("model.layers.{layer}");
-            let mut linear = |name: &str, rows: usize, cols: usize, bias: bool| {
-                specs.push(TensorSpec::matrix(format!("{prefix}.{name}.weight"), rows, cols));
-                if bias {
-                    specs.push(TensorSpec::vector(format!("{prefix}.{name}.bias"), rows));
-                }
-            };
-            linear("self_attn.q_proj", q, self.hidden, self.qkv_bias);
-            linear("self_attn.k_proj", kv, self.hidden, self.qkv_bias);
-            linear("self_attn.v_proj", kv, self.hidden, self.qkv_bias);
-            linear("self_attn.o_proj", self.hidden, q, self.o_bias);
-            match &kind.mlp {
-                Mlp::Gated { intermediate, bias } => {
-                    linear("mlp.gate_proj", *intermediate, self.hidden, *bias);
-                    linear("mlp.up_proj", *intermediate, self.hidden, *bias);
-                    linear("mlp.down_proj", self.hidden, *intermediate, *bias);
-                }
-                Mlp::Experts(experts) => specs.extend(experts.tensors(&prefix, self.hidden)),
-            }
-            if self.qk_norm {
-                specs.push(TensorSpec::norm(format!("{prefix}.self_attn.q_norm.weight"), self.head_dim));
-                specs.push(TensorSpec::norm(format!("{prefix}.self_attn.k_norm.weight"), self.head_dim));
-            }
-            if self.sinks {
-                specs.push(TensorSpec::vector(format!("{prefix}.self_attn.sinks"), self.heads));
-            }
-            specs.push(TensorSpec::norm(format!("{prefix}.input_layernorm.weight"), self.hidden));
-            specs.push(TensorSpec::norm(format!("{prefix}.post_attention_layernorm.weight"), self.hidden));
+        let mut specs: Vec<&TensorSpec> = Vec::new();
+        let mut visit = |spec| specs.push(spec);
+        self.embedding.tokens.stored(&mut visit);
+        self.embedding.positions.iter().for_each(|p| p.stored(&mut visit));
+        for layer in &self.layers {
+            layer.projections().into_iter().for_each(|p| p.stored(&mut visit));
+            layer.norms().for_each(|n| n.stored(&mut visit));
+            layer.attention.sinks.iter().for_each(|s| s.stored(&mut visit));
         }
-        specs.push(TensorSpec::norm("model.norm.weight", self.hidden));
-        if !self.tied {
-            specs.push(TensorSpec::matrix("lm_head.weight", self.vocab, self.hidden));
-        }
-        specs
+        self.norm.stored(&mut visit);
+        self.head.iter().for_each(|h| h.stored(&mut visit));
+        // Parts of a fused tensor ask for it one by one.
+        let mut seen = std::collections::HashSet::new();
+        specs.into_iter().filter(|s| seen.insert(s.name.as_str())).cloned().collect()
+    }
+
+    fn names(&self) -> Names {
+        self.names
     }
 
     fn ignores(&self, tensor: &str) -> bool {
-        // Old exports hold the frequencies, which are recomputed, and tied ones may repeat the embedding.
-        tensor.ends_with(".rotary_emb.inv_freq") || (self.tied && tensor == "lm_head.weight")
+        // Tied exports may repeat the embedding.
+        let head = self.head.is_none() && (tensor == "lm_head.weight" || tensor.ends_with(".lm_head.weight"));
+        head || self.ignored.iter().any(|end| tensor.ends_with(end))
     }
 
     fn build(
@@ -242,96 +213,184 @@ impl Model for Decoder {
         dtype: DType,
         kv_dtype: DType,
     ) -> Result<Graph> {
-        let mut b = Builder::decoder(source, limits, dtype, self.cache(kv_dtype))?;
-        let eps = self.eps as f32;
-        let table = self.rope_table(limits.max_seq_len as usize);
-        let facts = Facts::fixed(DType::F32, &[table.positions, table.dim]);
-        let table = b.graph.weight("rope_table", facts, WeightExpr::RopeTable(table))?;
-        let embedding = b.weight("model.embed_tokens.weight")?;
-        let mut state = b.state;
-        let mut h = b.op(Embedding {}, &[b.tokens, embedding], "embed")?;
-
-        for (layer, kind) in self.layers.iter().enumerate() {
-            let prefix = format!("model.layers.{layer}");
-            let named = |name: &str| format!("l{layer}.{name}");
-            let norm = b.weight(&format!("{prefix}.input_layernorm.weight"))?;
-            let normed = b.op(RmsNorm { eps, groups: 1 }, &[h, norm], &named("attn_norm"))?;
-            let (o, after) = self.attention(&mut b, layer, normed, table, state)?;
-            state = after;
-            h = b.op(Add { out: dtype }, &[o, h], &named("h_attn"))?;
-
-            let norm = b.weight(&format!("{prefix}.post_attention_layernorm.weight"))?;
-            let normed = b.op(RmsNorm { eps, groups: 1 }, &[h, norm], &named("mlp_norm"))?;
-            let delta = match &kind.mlp {
-                Mlp::Gated { bias, .. } => gated_mlp(&mut b, &format!("{prefix}.mlp"), layer, normed, *bias)?,
-                Mlp::Experts(experts) => experts.build(&mut b, &prefix, layer, normed)?,
-            };
-            h = b.op(Add { out: dtype }, &[delta, h], &named("h"))?;
+        let b = Builder::decoder(source, self.names, limits, dtype, self.cache(kv_dtype))?;
+        let mut build = Build { b, decoder: self, max_seq_len: limits.max_seq_len as usize, tables: vec![] };
+        build.rope_tables()?;
+        let (mut h, table) = build.embed()?;
+        for (at, layer) in self.layers.iter().enumerate() {
+            h = build.layer(h, at, layer)?;
         }
-
-        let norm = b.weight("model.norm.weight")?;
-        let normed = b.op(RmsNorm { eps, groups: 1 }, &[h, norm], "norm")?;
-        let head = if self.tied { embedding } else { b.weight("lm_head.weight")? };
-        let logits = b.op(Linear { act: None, out: DType::F32 }, &[normed, head], "logits_all")?;
-        let logits = b.op(GatherRows {}, &[logits, b.rows], "logits")?;
-        b.graph.set_outputs(&[logits]);
-        Ok(b.graph)
+        let logits = build.head(h, table)?;
+        let Builder { mut graph, rows, .. } = build.b;
+        let logits = graph.push1(GatherRows {}, &[logits, rows], "logits")?;
+        graph.set_outputs(&[logits]);
+        Ok(graph)
     }
 }
 
-impl Decoder {
-    /// The attention of one layer: what its output projection gives, and the state after its append.
-    fn attention(
-        &self,
-        b: &mut Builder<'_>,
-        layer: usize,
-        x: ValueId,
-        table: ValueId,
-        state: ValueId,
-    ) -> Result<(ValueId, ValueId)> {
-        let prefix = format!("model.layers.{layer}.self_attn");
-        let named = |name: &str| format!("l{layer}.{name}");
-        let (head_dim, dtype) = (self.head_dim, b.dtype);
-        let part = |b: &mut Builder<'_>, name: &str| {
-            b.linear(x, &format!("{prefix}.{name}_proj"), self.qkv_bias, &named(name))
-        };
-        let (mut q, mut k, v) = (part(b, "q")?, part(b, "k")?, part(b, "v")?);
-        if self.qk_norm {
-            let eps = self.eps as f32;
-            for (x, name, groups) in [(&mut q, "q", self.heads), (&mut k, "k", self.kv_heads)] {
-                let norm = b.weight(&format!("{prefix}.{name}_norm.weight"))?;
-                *x = b.op(RmsNorm { eps, groups }, &[*x, norm], &named(&format!("{name}_norm")))?;
+/// A graph under way.
+struct Build<'a> {
+    b: Builder<'a>,
+    decoder: &'a Decoder,
+    max_seq_len: usize,
+    tables: Vec<(&'a Rope, RopeTable, ValueId)>,
+}
+
+impl<'a> Build<'a> {
+    /// One table for each kind of rotation.
+    fn rope_tables(&mut self) -> Result<()> {
+        for rope in self.decoder.layers.iter().filter_map(|l| l.attention.rope.as_ref()) {
+            if self.tables.iter().any(|(known, ..)| *known == rope) {
+                continue;
             }
+            let table = rope.table(self.max_seq_len, self.decoder.shape.head_dim)?;
+            let name = match self.tables.len() {
+                0 => "rope_table".to_owned(),
+                n => format!("rope_table.{n}"),
+            };
+            let value = self.b.made(name, WeightExpr::RopeTable(table.clone()))?;
+            self.tables.push((rope, table, value));
         }
-        let rope = |heads, out| Rope { heads, head_dim, rotary_dim: head_dim, out };
-        let q = b.op(rope(self.heads, dtype), &[q, b.positions, table], &named("q_rope"))?;
-        let k = b.op(rope(self.kv_heads, DType::F32), &[k, b.positions, table], &named("k_rope"))?;
-        let state = b.op(KvAppend { layer }, &[k, v, state], &named("state"))?;
-        let attention = Attention {
+        Ok(())
+    }
+
+    /// The first residual, and the table that it was looked up in.
+    fn embed(&mut self) -> Result<(ValueId, ValueId)> {
+        let (b, embedding) = (&mut self.b, &self.decoder.embedding);
+        let dtype = b.dtype;
+        let table = b.param(&embedding.tokens)?;
+        let mut h = b.op(Embedding {}, &[b.tokens, table], "embed")?;
+        if embedding.scale != 1.0 {
+            let factor =
+                if embedding.scale_is_rounded { dtype.round(embedding.scale) } else { embedding.scale };
+            h = b.op(Scale { factor, out: dtype }, &[h], "embed_scaled")?;
+        }
+        if let Some(positions) = &embedding.positions {
+            let positions = b.param(positions)?;
+            let learned = b.op(Embedding {}, &[b.positions, positions], "embed_positions")?;
+            h = b.op(Add { out: dtype }, &[learned, h], "embed_sum")?;
+        }
+        Ok((h, table))
+    }
+
+    fn layer(&mut self, h: ValueId, at: usize, layer: &Layer) -> Result<ValueId> {
+        let dtype = self.b.dtype;
+        let named = |name: &str| format!("l{at}.{name}");
+        let x = self.normed(h, layer.attention_norm.as_ref(), &named("attn_norm"))?;
+        let o = self.attention(x, at, &layer.attention)?;
+        let o = self.delta(o, layer.attention_post_norm.as_ref(), layer.residual_scale, &named("o"))?;
+        let out = if layer.parallel { DType::F32 } else { dtype };
+        let h_attn = self.b.op(Add { out }, &[o, h], &named("h_attn"))?;
+        let x = match (&layer.mlp_norm, layer.parallel) {
+            (None, true) => x,
+            (norm, parallel) => {
+                self.normed(if parallel { h } else { h_attn }, norm.as_ref(), &named("mlp_norm"))?
+            }
+        };
+        let down = self.mlp(x, at, &layer.mlp)?;
+        let down = self.delta(down, layer.mlp_post_norm.as_ref(), layer.residual_scale, &named("down"))?;
+        self.b.op(Add { out: dtype }, &[down, h_attn], &named("h"))
+    }
+
+    fn normed(&mut self, x: ValueId, norm: Option<&Norm>, name: &str) -> Result<ValueId> {
+        norm.map_or(Ok(x), |norm| self.b.norm(x, norm, name))
+    }
+
+    /// What joins the residual, unrounded.
+    fn delta(&mut self, x: ValueId, norm: Option<&Norm>, scale: f32, name: &str) -> Result<ValueId> {
+        let x = self.normed(x, norm, &format!("{name}_norm"))?;
+        if scale == 1.0 {
+            return Ok(x);
+        }
+        self.b.op(Scale { factor: scale, out: DType::F32 }, &[x], &format!("{name}_scaled"))
+    }
+
+    fn attention(&mut self, x: ValueId, layer: usize, attention: &Attention) -> Result<ValueId> {
+        let Shape { heads, kv_heads, head_dim, .. } = self.decoder.shape;
+        let table = match &attention.rope {
+            Some(rope) => self.tables.iter().find(|(known, ..)| *known == rope).map(|t| (t.1.dim, t.2)),
+            None => None,
+        };
+        let window = if attention.window < self.max_seq_len { attention.window } else { 0 };
+        let b = &mut self.b;
+        let dtype = b.dtype;
+        let named = |name: &str| format!("l{layer}.{name}");
+        let mut q = b.linear(x, &attention.q, &named("q"))?;
+        let mut k = b.linear(x, &attention.k, &named("k"))?;
+        let v = b.linear(x, &attention.v, &named("v"))?;
+        if let Some((q_norm, k_norm)) = &attention.qk_norm {
+            q = b.norm(q, q_norm, &named("q_norm"))?;
+            k = b.norm(k, k_norm, &named("k_norm"))?;
+        }
+        if let Some((rotary_dim, table)) = table {
+            let rope = |heads, out| RopeOp { heads, head_dim, rotary_dim, out };
+            q = b.op(rope(heads, dtype), &[q, b.positions, table], &named("q_rope"))?;
+            k = b.op(rope(kv_heads, DType::F32), &[k, b.positions, table], &named("k_rope"))?;
+        } else if dtype != DType::F32 {
+            q = b.op(Cast { out: dtype }, &[q], &named("q_cast"))?;
+        }
+        b.state = b.op(KvAppend { layer }, &[k, v, b.state], &named("state"))?;
+        let op = AttentionOp {
             layer,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
+            heads,
+            kv_heads,
             head_dim,
-            scale: (1.0 / (head_dim as f64).sqrt()) as f32,
-            window: self.layers[layer].window,
-            softcap: 0.0,
+            scale: attention.scale,
+            window,
+            softcap: attention.softcap,
             out: dtype,
         };
-        let mut operands = vec![q, state];
-        if self.sinks {
-            operands.push(b.weight(&format!("{prefix}.sinks"))?);
+        let mut operands = vec![q, b.state];
+        if let Some(sinks) = &attention.sinks {
+            operands.push(b.param(sinks)?);
         }
-        let attn = b.op(attention, &operands, &named("attn"))?;
-        Ok((b.linear(attn, &format!("{prefix}.o_proj"), self.o_bias, &named("o"))?, state))
+        let attended = b.op(op, &operands, &named("attn"))?;
+        b.linear(attended, &attention.o, &named("o"))
     }
-}
 
-/// `down(silu(gate(x)) * up(x))` with the weights of `prefix`, in f32.
-pub fn gated_mlp(b: &mut Builder<'_>, prefix: &str, layer: usize, x: ValueId, bias: bool) -> Result<ValueId> {
-    let named = |name: &str| format!("l{layer}.{name}");
-    let gate = b.linear(x, &format!("{prefix}.gate_proj"), bias, &named("gate"))?;
-    let up = b.linear(x, &format!("{prefix}.up_proj"), bias, &named("up"))?;
-    let act = b.op(Activate { act: Activation::Silu, out: DType::F32 }, &[gate], &named("act"))?;
-    let mlp = b.op(Mul { out: b.dtype }, &[act, up], &named("mlp"))?;
-    b.linear(mlp, &format!("{prefix}.down_proj"), bias, &named("down"))
+    fn mlp(&mut self, x: ValueId, layer: usize, mlp: &Mlp) -> Result<ValueId> {
+        let named = |name: &str| format!("l{layer}.{name}");
+        if let Mlp::Experts(experts) = mlp {
+            let shared = experts.shared.as_ref().map(|s| self.mlp(x, layer, &s.mlp)).transpose()?;
+            return experts.build(&mut self.b, layer, x, shared);
+        }
+        let b = &mut self.b;
+        let dtype = b.dtype;
+        match mlp {
+            Mlp::Gated { gate, up, down, act } => {
+                let gate = b.linear(x, gate, &named("gate"))?;
+                let up = b.linear(x, up, &named("up"))?;
+                let act = b.op(Activate { act: *act, out: DType::F32 }, &[gate], &named("act"))?;
+                let x = b.op(Mul { out: dtype }, &[act, up], &named("mlp"))?;
+                b.linear(x, down, &named("down"))
+            }
+            Mlp::Plain { up, down, act } => {
+                let up = b.linear(x, up, &named("up"))?;
+                let x = b.op(Activate { act: *act, out: dtype }, &[up], &named("mlp"))?;
+                b.linear(x, down, &named("down"))
+            }
+            Mlp::Experts(_) => Err(CompileError::Bug("experts inside of experts".into())),
+        }
+    }
+
+    fn head(&mut self, h: ValueId, table: ValueId) -> Result<ValueId> {
+        let (b, decoder) = (&mut self.b, self.decoder);
+        let normed = b.norm(h, &decoder.norm, "norm")?;
+        let mut logits = match &decoder.head {
+            Some(head) => b.linear(normed, head, "logits_all")?,
+            None => {
+                let op = lathe_ir::ops::Linear { act: None, out: DType::F32 };
+                b.op(op, &[normed, table], "logits_all")?
+            }
+        };
+        if decoder.logits_scale != 1.0 {
+            let op = Scale { factor: decoder.logits_scale, out: DType::F32 };
+            logits = b.op(op, &[logits], "logits_scaled")?;
+        }
+        if decoder.logits_softcap != 0.0 {
+            let op = Softcap { cap: decoder.logits_softcap, out: DType::F32 };
+            logits = b.op(op, &[logits], "logits_capped")?;
+        }
+        Ok(logits)
+    }
 }

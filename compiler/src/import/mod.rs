@@ -3,10 +3,25 @@
 mod builder;
 mod decoder;
 mod experts;
+mod falcon;
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_neox;
+mod granite;
 mod limits;
 mod llama;
+mod mistral;
 mod mixtral;
+mod names;
+mod olmo2;
+mod param;
+mod phi3;
+mod qwen2;
+mod qwen3;
 mod qwen_moe;
+mod shape;
+mod stablelm;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,15 +34,37 @@ use lathe_plan::schema::{GenerationDefaults, Limits, ModelCard, TextConfig};
 use crate::checkpoint::{Checkpoint, Config, SyntheticTensor, TensorInfo, TensorSource, Tokenizer};
 use crate::error::{CompileError, Result};
 use crate::options::Options;
+use names::Names;
 
 /// Every architecture that can be imported.
-pub const IMPORTERS: &[Importer] =
-    &[llama::IMPORTER, mixtral::IMPORTER, qwen_moe::QWEN2_MOE, qwen_moe::QWEN3_MOE];
+pub const IMPORTERS: &[Importer] = &[
+    llama::IMPORTER,
+    mistral::IMPORTER,
+    qwen2::IMPORTER,
+    qwen3::IMPORTER,
+    phi3::IMPORTER,
+    granite::IMPORTER,
+    olmo2::IMPORTER,
+    gemma2::IMPORTER,
+    gemma3::IMPORTER,
+    gemma3::MULTIMODAL,
+    gpt2::IMPORTER,
+    gpt_neox::IMPORTER,
+    stablelm::IMPORTER,
+    falcon::IMPORTER,
+    mixtral::IMPORTER,
+    qwen_moe::QWEN2_MOE,
+    qwen_moe::QWEN3_MOE,
+];
 
 /// One architecture.
 pub struct Importer {
     /// As `architectures` of config.json spells it.
     pub architecture: &'static str,
+    /// Published models that use it, for people.
+    pub families: &'static str,
+    /// What it has that a plain decoder has not, for people.
+    pub features: &'static str,
     /// Reads a config; fails on whatever the architecture's graph cannot express.
     pub read: fn(&Config) -> Result<Box<dyn Model>>,
 }
@@ -42,6 +79,8 @@ pub trait Model {
     fn cache(&self, kv_dtype: DType) -> Cache;
     /// Every tensor that the graph needs.
     fn tensors(&self) -> Vec<TensorSpec>;
+    /// Other names that checkpoints use for them.
+    fn names(&self) -> Names;
     /// True for a tensor that published checkpoints hold and no graph needs.
     fn ignores(&self, tensor: &str) -> bool;
     /// The unfused decoder. All of [`Model::tensors`] are in `source` with their shapes.
@@ -224,6 +263,11 @@ fn name_of(config: &Config, architecture: &str, n_parameters: u64) -> String {
 
 /// Checks every needed tensor; returns the type that most elements are stored in.
 fn check_tensors(source: &dyn TensorSource, specs: &[TensorSpec], model: &dyn Model) -> Result<DType> {
+    let names = model.names();
+    let specs: Vec<TensorSpec> = specs
+        .iter()
+        .map(|s| TensorSpec { name: names.stored(source, &s.name).into_owned(), ..s.clone() })
+        .collect();
     let absent: Vec<&str> =
         specs.iter().filter(|s| source.stored_type(&s.name).is_none()).map(|s| s.name.as_str()).collect();
     if let [first, rest @ ..] = absent.as_slice() {
@@ -232,7 +276,7 @@ fn check_tensors(source: &dyn TensorSource, specs: &[TensorSpec], model: &dyn Mo
         return Err(CompileError::input(*first, format!("is absent from the checkpoint{more}")));
     }
     let mut elements: BTreeMap<DType, usize> = BTreeMap::new();
-    for spec in specs {
+    for spec in &specs {
         let Some(info) = source.info(&spec.name) else {
             let stored = source.stored_type(&spec.name).unwrap_or_default();
             return Err(CompileError::unsupported(

@@ -69,8 +69,13 @@ impl CacheGroups {
     /// The operand of a layer of the graph's cache.
     pub fn operand(&self, layer: usize) -> Option<Operand> {
         let &(group, index) = self.places.get(layer)?;
-        let facts = self.groups.get(group as usize)?.layers.get(index as usize)?;
-        Some(Operand::cache(group, index, facts))
+        Some(Operand::cache(group, index, self.layer(layer)?))
+    }
+
+    /// What the plan says of a layer of the graph's cache.
+    pub fn layer(&self, layer: usize) -> Option<&CacheLayer> {
+        let &(group, index) = self.places.get(layer)?;
+        self.groups.get(group as usize)?.layers.get(index as usize)
     }
 }
 

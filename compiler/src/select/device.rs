@@ -227,8 +227,8 @@ impl Selection<'_> {
                     norm: norm_over(op.qk_norm).map(|over| (over, op.eps)),
                     dtype: out.dtype,
                     kv_dtype: inputs[cache].dtype,
-                    block: self.block(),
-                    block_bytes: self.block_bytes(),
+                    block: self.block(&inputs[cache]),
+                    block_bytes: self.block_bytes(&inputs[cache]),
                 })
             }
             Op::Rope(op) => rope_append::cuda::rope_launches(&rope_append::cuda::RopeProblem {
@@ -246,8 +246,8 @@ impl Selection<'_> {
                     k: x.dtype,
                     v: inputs[1].dtype,
                     kv_dtype: inputs[2].dtype,
-                    block: self.block(),
-                    block_bytes: self.block_bytes(),
+                    block: self.block(&inputs[2]),
+                    block_bytes: self.block_bytes(&inputs[2]),
                 })
             }
             Op::Attention(op) => attention::cuda::launches(&attention::cuda::Problem {

@@ -61,7 +61,6 @@ impl Selection<'_> {
 
     /// KV heads of a cache layer and their size; the layer exists.
     pub(super) fn cached(&self, layer: usize) -> (usize, usize) {
-        let found = self.cache_groups.first().and_then(|g| g.layers.get(layer));
-        found.map_or((0, 0), |l| (l.kv_heads as usize, l.head_dim as usize))
+        self.cache.layer(layer).map_or((0, 0), |l| (l.kv_heads as usize, l.head_dim as usize))
     }
 }

@@ -318,7 +318,7 @@ impl Machine<'_> {
                 };
                 let n = match epilogue {
                     Epilogue::Store | Epilogue::Act(_) => weight.n,
-                    Epilogue::Glu(_) => 2 * out.cols,
+                    Epilogue::Glu(_) | Epilogue::ClampedSwiglu => 2 * out.cols,
                 };
                 self.launch(
                     pool,
@@ -360,7 +360,7 @@ impl Machine<'_> {
                         heads: heads.heads,
                         q_out: self.dst(q, rows)?,
                         cache: self.cache(bound, heads)?,
-                        batch: step.batch,
+                        batch: step.batch(heads.group)?,
                     })?,
                 );
             }

@@ -98,7 +98,7 @@ fn case(
     let (x, w) = (values(1, m * k, dtype), values(2, n * k, dtype));
     let order = match epilogue {
         Epilogue::Store | Epilogue::Act(_) => plain_order(n),
-        Epilogue::Glu(_) => interleaved_order(n / 2),
+        Epilogue::Glu(_) | Epilogue::ClampedSwiglu => interleaved_order(n / 2),
     };
     let w_packed = Packed::new(&Buffer::new(dtype, &w), k, &order);
     let x_buf = Buffer::new(dtype, &x);

@@ -9,7 +9,7 @@ use lathe_kernels::gemm::cuda::{Body, Config, Problem, Tile, add_launches, choos
 use lathe_kernels::gemm::{Epilogue, reference, stored_rows};
 use lathe_kernels::tolerance;
 use lathe_numerics::philox::philox4x32;
-use lathe_numerics::{Activation, DType};
+use lathe_numerics::{Activation, DType, Gating};
 
 const DTYPES: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
 /// Row counts around every border between kernels and tiles.
@@ -43,7 +43,7 @@ fn stored_order(p: &Problem) -> Vec<Option<usize>> {
     let cols = p.n / 2;
     let row = |at: usize| match p.epilogue {
         Epilogue::Store | Epilogue::Act(_) => Some(at),
-        Epilogue::Glu(_) => {
+        Epilogue::Glu(_) | Epilogue::ClampedSwiglu => {
             let col = at / 32 * 16 + at % 16;
             (col < cols).then_some(at / 16 % 2 * cols + col)
         }
@@ -141,6 +141,10 @@ impl Case {
                 y.into_iter().map(|y| reference::activation(act, f64::from(y)) as f32).collect()
             }
             Epilogue::Glu(act) => reference::glu(act, &y, BATCH, n / 2),
+            Epilogue::ClampedSwiglu => {
+                let join = |row: &[f32], c: usize| Gating::ClampedSwiglu.apply(row[c], row[n / 2 + c]);
+                y.chunks(n).flat_map(|row| (0..n / 2).map(move |c| join(row, c))).collect()
+            }
         }
     }
 
@@ -234,6 +238,19 @@ fn glu_has_the_bits_of_its_parts() -> Result<()> {
                 .collect();
             same(&want, &fused).with_context(|| format!("{p:?}"))?;
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn clamped_swiglu_bounds_both_halves() -> Result<()> {
+    let mut rig = Rig::chosen(true)?;
+    for dtype in DTYPES {
+        let p = Problem { epilogue: Epilogue::ClampedSwiglu, ..problem(40, 64, dtype) };
+        // Wide enough that both bounds of both halves are met.
+        let x = values(1, BATCH * p.k, dtype).into_iter().map(|v| v * 16.0).collect();
+        let w = values(2, p.n * p.k, dtype);
+        Case::of(&mut rig, p, x, w)?.check(&mut rig, &[1, 33])?;
     }
     Ok(())
 }

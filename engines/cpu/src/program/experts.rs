@@ -1,7 +1,7 @@
 //! Launches of a mixture of experts.
 
 use lathe_numerics::{DType, Gating};
-use lathe_plan::schema::{Expr, Launch, Layout, Operand, Param, Place};
+use lathe_plan::schema::{Expr, Launch, Layout, Operand, Place};
 
 use super::{Binder, Region, Result, WeightRef};
 
@@ -56,13 +56,6 @@ pub struct CombineCall {
 }
 
 impl Binder<'_> {
-    fn name(&self, name: &str) -> Result<&str> {
-        match self.param(name)? {
-            Param::Name(value) => Ok(value),
-            _ => self.refuse(format!("parameter {name} is no name")),
-        }
-    }
-
     /// Byte offset of the whole of a buffer `i32[len, 1]`.
     fn starts(&self, operand: &Operand, len: usize) -> Result<usize> {
         let Place::Buffer(index) = operand.place else { return self.refuse("operand is no buffer") };

@@ -96,7 +96,7 @@ const GEMM: &[Mutant] = &[
         &RING,
         Class::Predicate,
         "a token more is copied",
-        &[("bool valid = token_of(i) < left;", "bool valid = token_of(i) <= left;")],
+        &[("return token_of(i) < left;", "return token_of(i) <= left;")],
     ),
     text(
         &RING,
@@ -127,8 +127,8 @@ const GEMM: &[Mutant] = &[
         Class::Dependent,
         "x is not waited for",
         &[(
-            "    wait_for_previous();\n#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
-            "#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
+            "    wait_for_previous();\n#endif\n#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
+            "#endif\n#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
         )],
     ),
     host(&RING, Class::SharedBounds, "the ring is 128 bytes short", |l| l.stages[0].shared_bytes -= 128),
