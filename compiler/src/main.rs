@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => error.exit(),
     };
-    init_logging(args.log_format);
+    init_logging(args.log_format, "info");
     interrupt::install();
     let outcome = std::panic::catch_unwind(|| run(&args));
     let exit = match outcome {

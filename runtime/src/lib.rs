@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod engine_thread;
 pub mod generation;
