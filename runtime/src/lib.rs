@@ -13,5 +13,6 @@ pub mod generation;
 pub mod http;
 pub mod metrics;
 pub mod model;
+pub mod perplexity;
 pub mod sampling;
 mod sequence;

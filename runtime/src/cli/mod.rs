@@ -6,6 +6,7 @@ mod check;
 mod console;
 mod device;
 mod direct;
+mod eval;
 mod faults;
 mod generate;
 mod knobs;
@@ -93,6 +94,9 @@ fn command() -> Command {
                 .arg(json()),
         ))
         .subcommand(engine(
+            Command::new("eval").about("Perplexity of a text").arg(plan()).args(eval::args()),
+        ))
+        .subcommand(engine(
             Command::new("bench")
                 .about("Measures latency and throughput under load, of a plan or of any OpenAI server")
                 .arg(plan().required(false).required_unless_present("url"))
@@ -143,6 +147,7 @@ pub fn main() -> Exit {
         Some(("chat", m)) => chat::run(m),
         Some(("logits", m)) => logits::run(m),
         Some(("check", m)) => check::run(m),
+        Some(("eval", m)) => eval::run(m),
         Some(("bench", m)) => bench::run(m),
         Some(("inspect", m)) => report::inspect(m),
         Some(("diff", m)) => report::diff(m),
@@ -202,6 +207,7 @@ mod tests {
             "runtime logits e.plan --token-ids 1,2,3 -o out.safetensors",
             "runtime check e.plan",
             "runtime inspect e.plan --json",
+            "runtime eval e.plan --text t.txt --context 512 --stride 256 --json --threads 2",
             "runtime bench e.plan --rate 4 --arrivals poisson --duration 30s --slo ttft=500ms,itl=50ms --threads 2",
             "runtime bench e.plan --direct --ramp 1..32 --requests 64 --input-len 256..768 --output-len 128 --json -",
             "runtime bench --url http://127.0.0.1:8000 --model m --chat --dataset requests.jsonl --concurrency 8",
