@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use lathe_compiler::checkpoint::{Checkpoint, HubCache, Tokenizer};
 use lathe_compiler::error::{CompileError, Result};
 use lathe_compiler::import;
 use lathe_compiler::options::{Options, Phase};
 use lathe_compiler::targets;
+use lathe_cpu::Isa;
 use lathe_diagnostics::LogFormat;
 use lathe_numerics::DType;
 
@@ -19,9 +20,13 @@ fn architectures() -> String {
 
 /// Compiles a checkpoint in Hugging Face form into one engine plan.
 #[derive(Debug, Parser)]
-#[command(name = "compile", max_term_width = 110, after_help = architectures())]
+#[command(name = "compile", max_term_width = 110, after_help = architectures(), subcommand_negates_reqs = true)]
 #[command(group(ArgGroup::new("source").required(true).args(["model", "config"])))]
 pub struct Args {
+    /// What to do instead of compiling.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Directory of a checkpoint, or a hub id that lies in the local Hugging Face cache.
     #[arg(long, value_name = "DIR|ORG/NAME")]
     pub model: Option<String>,
@@ -96,6 +101,55 @@ pub struct Args {
     /// Threads that lay out weights; never changes a byte of the plan [default: all cores].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+
+    /// Prints the report as JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Shape of log lines on standard error.
+    #[arg(long, value_name = "text|json", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// What the program does beside compiling.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Compares a plan with its checkpoint: weights by hash, logits with the reference interpreter's. Exits 6 where they
+    /// differ.
+    Verify(VerifyArgs),
+}
+
+/// Arguments of `compile verify`.
+#[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("origin").required(true).args(["model", "config"])))]
+pub struct VerifyArgs {
+    /// The checkpoint that the plan was compiled from: a directory, or a hub id in the local Hugging Face cache.
+    #[arg(long, value_name = "DIR|ORG/NAME")]
+    pub model: Option<String>,
+
+    /// config.json of a plan with made-up weights.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The engine plan.
+    #[arg(long, value_name = "FILE")]
+    pub plan: PathBuf,
+
+    /// Also holds every launch to its kernel's tolerance, on the engine's own inputs, and names the first that leaves it.
+    #[arg(long)]
+    pub layers: bool,
+
+    /// Prompt as comma-separated token ids [default: 16 from all over the vocabulary].
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub tokens: Vec<u32>,
+
+    /// Threads; never changes a result [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// Instruction set of the engine: avx512, avx2 or scalar [default: the fastest of this machine].
+    #[arg(long, value_name = "ISA")]
+    pub isa: Option<Isa>,
 
     /// Prints the report as JSON.
     #[arg(long)]
@@ -265,6 +319,21 @@ mod tests {
         let args = parse("--model D --tokenizer /no/such/dir").unwrap();
         let Err(error) = args.checkpoint() else { panic!("no error") };
         assert_eq!(error.to_string(), "--tokenizer /no/such/dir: is no directory");
+    }
+
+    #[test]
+    fn verify_asks_for_a_plan_and_its_checkpoint() {
+        let args = parse("verify --model D --plan e.plan --layers --tokens 1,2,3 --isa scalar").unwrap();
+        let Some(Command::Verify(verify)) = args.command else { panic!("no verify") };
+        assert_eq!((verify.tokens, verify.layers, verify.isa), (vec![1, 2, 3], true, Some(Isa::Scalar)));
+        for line in [
+            "verify",
+            "verify --model D",
+            "verify --plan e.plan",
+            "verify --model D --config c --plan e.plan",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
     }
 
     #[test]

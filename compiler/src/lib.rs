@@ -12,3 +12,4 @@ pub mod report;
 pub mod select;
 pub mod self_test;
 pub mod targets;
+pub mod verification;

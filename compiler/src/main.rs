@@ -3,6 +3,7 @@
 mod cli;
 mod interrupt;
 mod progress;
+mod verify;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use lathe_nvrtc::NvrtcError;
 use lathe_plan::PlanError;
 use lathe_plan::header::VERSION;
 
-use crate::cli::Args;
+use crate::cli::{Args, Command, VerifyArgs};
 use crate::progress::Progress;
 
 fn main() -> ExitCode {
@@ -31,11 +32,18 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => error.exit(),
     };
-    init_logging(args.log_format);
+    let log_format = match &args.command {
+        Some(Command::Verify(verify)) => verify.log_format,
+        None => args.log_format,
+    };
+    init_logging(log_format, "info");
     interrupt::install();
-    let outcome = std::panic::catch_unwind(|| run(&args));
+    let outcome = std::panic::catch_unwind(|| match &args.command {
+        Some(Command::Verify(args)) => run_verify(args),
+        None => run(&args).map(|()| Exit::Ok),
+    });
     let exit = match outcome {
-        Ok(Ok(())) => Exit::Ok,
+        Ok(Ok(exit)) => exit,
         Ok(Err(error)) => diagnostic(error).report(),
         Err(_) => Exit::Bug,
     };
@@ -71,6 +79,13 @@ fn run(args: &Args) -> Result<(), CompileError> {
     // A closed pipe is the reader's choice.
     let _ = writeln!(std::io::stdout(), "{text}");
     Ok(())
+}
+
+fn run_verify(args: &VerifyArgs) -> Result<Exit, CompileError> {
+    let (text, difference) = verify::run(args)?;
+    // A closed pipe is the reader's choice.
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    Ok(difference.map_or(Exit::Ok, |d| d.report()))
 }
 
 /// An error as the user sees it.

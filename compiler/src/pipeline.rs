@@ -6,11 +6,12 @@ use std::fs;
 use lathe_ir::driver::{Pass, Precision, Rule, drive};
 use lathe_ir::{Graph, verify};
 use lathe_plan::kv::KvPools;
-use lathe_plan::schema::{Limits, Operand, Place, Program, Target};
+use lathe_plan::schema::{Limits, ModelCard, Operand, Place, Program, Target};
 use lathe_plan::{CodeWriter, MemoryReport, MemoryRequest, Tables};
 
 use crate::checkpoint::TensorSource;
 use crate::emit;
+use crate::emit::weights::StoredWeight;
 use crate::error::{CompileError, Result};
 use crate::import::Imported;
 use crate::memory;
@@ -56,23 +57,9 @@ pub fn compile(
     // is a program of its own, made of the same weights by the same phases.
     observer.phase_started(Phase::Select);
     let mut weights = WeightTable::default();
-    let question = match card.n_parameters > self_test::WHOLE_MODEL_LIMIT {
-        true => excerpt::first_and_last_layer(&imported_graph)?,
-        false => None,
-    };
+    let question = question(&imported_graph, &card)?;
     let asked = question.as_ref().map(|question| rewrite(question.clone(), options)).transpose()?;
-    let mut programs = Vec::new();
-    let mut code: Vec<DeviceCode> = Vec::new();
-    for target in &options.targets {
-        let decoder = Some(("decoder", &fused));
-        let self_test = asked.as_ref().map(|graphs| (self_test::PROGRAM, graphs));
-        for (name, graphs) in decoder.into_iter().chain(self_test) {
-            let graph = graphs.of(target)?;
-            let selected = select(graph, name, target, card.limits.max_seq_len, &mut weights)?;
-            programs.push(selected.program);
-            code.push(selected.code);
-        }
-    }
+    let (mut programs, code) = select_all(&fused, asked.as_ref(), &card, options, &mut weights)?;
     run.outcome.launches = Some(programs[0].launches.len());
     run.programs_after(Phase::Select, &programs)?;
     observer.phase_ended(Phase::Select);
@@ -144,6 +131,74 @@ pub fn compile(
     }
     observer.phase_ended(Phase::Emit);
     Ok(run.outcome)
+}
+
+/// The graph that the self-test asks where the decoder is too large.
+fn question(imported: &Graph, card: &ModelCard) -> Result<Option<Graph>> {
+    match card.n_parameters > self_test::WHOLE_MODEL_LIMIT {
+        true => excerpt::first_and_last_layer(imported),
+        false => Ok(None),
+    }
+}
+
+/// Programs of all targets, the self-test's behind the decoder's, and their device code.
+fn select_all(
+    fused: &FusedGraphs,
+    asked: Option<&FusedGraphs>,
+    card: &ModelCard,
+    options: &Options,
+    weights: &mut WeightTable,
+) -> Result<(Vec<Program>, Vec<DeviceCode>)> {
+    let (mut programs, mut code) = (Vec::new(), Vec::new());
+    for target in &options.targets {
+        let self_test = asked.map(|graphs| (self_test::PROGRAM, graphs));
+        for (name, graphs) in std::iter::once(("decoder", fused)).chain(self_test) {
+            let selected = select(graphs.of(target)?, name, target, card.limits.max_seq_len, weights)?;
+            programs.push(selected.program);
+            code.push(selected.code);
+        }
+    }
+    Ok((programs, code))
+}
+
+/// What a checkpoint is lowered to before anything is written.
+pub struct Lowered {
+    fused: FusedGraphs,
+    weights: WeightTable,
+}
+
+impl Lowered {
+    /// The decoder's fused graph for `target`: a launch of its program per node, in order.
+    ///
+    /// # Errors
+    /// A target that was not lowered for.
+    pub fn graph(&self, target: &Target) -> Result<&Graph> {
+        self.fused.of(target)
+    }
+
+    /// Every weight of the plan as it is stored there.
+    ///
+    /// # Errors
+    /// A tensor that is absent or differs from its declaration.
+    pub fn stored_weights(&self, source: &dyn TensorSource) -> Result<Vec<StoredWeight>> {
+        // All kinds have the same weights.
+        let graph = self.fused.0.first().map(|(_, graph)| graph);
+        let graph = graph.ok_or_else(|| CompileError::Bug("nothing was lowered".into()))?;
+        emit::stored_weights(graph, &self.weights, source)
+    }
+}
+
+/// The phases up to selection, silently: what a plan of `imported` under `options` is made of.
+///
+/// # Errors
+/// As [`compile`].
+pub fn lower(imported: &Imported, options: &Options) -> Result<Lowered> {
+    let fused = rewrite(imported.graph.clone(), options)?;
+    let asked = question(&imported.graph, &imported.card)?;
+    let asked = asked.map(|question| rewrite(question, options)).transpose()?;
+    let mut weights = WeightTable::default();
+    select_all(&fused, asked.as_ref(), &imported.card, options, &mut weights)?;
+    Ok(Lowered { fused, weights })
 }
 
 /// The graph phases without a watcher.

@@ -82,6 +82,7 @@ impl miette::Diagnostic for Diagnostic {
             Exit::Input => "input",
             Exit::Fit => "does not fit",
             Exit::Io => "input/output",
+            Exit::Differs => "differs",
             Exit::Interrupted => "interrupted",
         }))
     }

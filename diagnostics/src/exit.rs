@@ -18,6 +18,8 @@ pub enum Exit {
     Fit = 4,
     /// A file, a disk or a port.
     Io = 5,
+    /// What was compared is not the same: `compile verify` found a plan that differs from its checkpoint.
+    Differs = 6,
     /// Ctrl-C.
     Interrupted = 130,
 }

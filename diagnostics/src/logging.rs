@@ -26,9 +26,9 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Starts logging at `info`, or as LATHE_LOG says (`warn`, `lathe_cpu=debug`, ...). The first call wins.
-pub fn init_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("LATHE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+/// Starts logging as LATHE_LOG says (`warn`, `lathe_cpu=debug`, ...), else as `default` does. The first call wins.
+pub fn init_logging(format: LogFormat, default: &str) {
+    let filter = EnvFilter::try_from_env("LATHE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let outcome = match format {

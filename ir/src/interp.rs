@@ -184,7 +184,8 @@ impl<'a> Interpreter<'a> {
         self.run_watched(batch, kv, &mut |_, _| {})
     }
 
-    /// Runs one step and shows every computed tensor, with its name, to `watch`.
+    /// Runs one step and shows every computed tensor, with its name, to `watch`, which may put other elements into it: the
+    /// step goes on from those.
     ///
     /// # Errors
     /// As [`Interpreter::run`].
@@ -192,7 +193,7 @@ impl<'a> Interpreter<'a> {
         &self,
         batch: &Batch,
         kv: &mut KvState,
-        watch: &mut dyn FnMut(&str, &Tensor),
+        watch: &mut dyn FnMut(&str, &mut Tensor),
     ) -> Result<Outputs, IrError> {
         let g = self.graph;
         let places = self.places(batch, kv)?;
@@ -229,8 +230,8 @@ impl<'a> Interpreter<'a> {
             let outs = self.result_shapes(node, &bindings).map_err(fail)?;
             let mut cx = EvalCx { outs, places: &places, kv };
             let results = node.op.eval(&inputs, &mut cx).map_err(fail)?;
-            for (&out, value) in node.outputs.iter().zip(results) {
-                if let Value::Tensor(t) = &value {
+            for (&out, mut value) in node.outputs.iter().zip(results) {
+                if let Value::Tensor(t) = &mut value {
                     if t.len() != t.shape.iter().product::<usize>() {
                         return Err(fail(format!("{} elements for shape {:?}", t.len(), t.shape)));
                     }

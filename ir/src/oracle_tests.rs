@@ -149,6 +149,25 @@ fn every_inner_value_is_shown() {
     assert!(seen.contains(&"l1.attention".to_string()));
 }
 
+#[test]
+fn a_step_goes_on_from_what_the_watcher_leaves() {
+    let d = Decoder::plain(6);
+    let g = d.graph().unwrap();
+    let weights = d.weights(&g);
+    let run = Interpreter::new(&g, &weights).unwrap();
+    let last = |watch: &mut dyn FnMut(&str, &mut crate::Tensor)| {
+        let out = run.run_watched(&d.steps()[0], &mut KvState::new(g.cache()), watch).unwrap();
+        out.tensors[0].1.clone()
+    };
+    let plain = last(&mut |_, _| {});
+    let moved = last(&mut |name, t| {
+        if let ("l0.attention", crate::Data::Float(data)) = (name, &mut t.data) {
+            data.fill(0.0);
+        }
+    });
+    assert!(!plain.same_bits(&moved));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -6,11 +6,13 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod engine_thread;
 pub mod generation;
 pub mod http;
 pub mod metrics;
 pub mod model;
+pub mod perplexity;
 pub mod sampling;
 mod sequence;

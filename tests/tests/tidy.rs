@@ -31,6 +31,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "lathe-plan",
             "lathe-device",
             "lathe-nvrtc",
+            "lathe-api",
+            "lathe-cpu",
         ],
     ),
     ("lathe-scheduler", &["lathe-numerics"]),

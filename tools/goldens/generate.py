@@ -1,12 +1,13 @@
 """Golden values from torch and transformers: `python generate.py FIXTURES --demo ../demo-model [name ...]`, by hand; names
 of parity cases make those alone.
 
-FIXTURES is what tests/fixtures/make.py wrote. Writes logits/*.safetensors and chat.json beside this file; README.md
+FIXTURES is what tests/fixtures/make.py wrote. Writes logits/*.safetensors, perplexity.* and chat.json beside this file; README.md
 has the format. Needs the requirements of tools/demo-model/training.
 """
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -140,6 +141,41 @@ def all_logits(fixtures, demo):
             golden("demo", demo, ids, case=f"demo-{task}", rows=sorted(near) if len(ids) > 60 else None)
 
 
+# ---- perplexity ----
+
+
+@torch.no_grad()
+def perplexity(fixtures, demo):
+    """Sliding windows as in transformers' guide, but exact: the sum over every scored token instead of a mean of means."""
+    cases = [json.loads(line) for line in (demo / "eval_cases.jsonl").read_text().splitlines()]
+    cases = [c for task, n in (("facts", 12), ("arithmetic", 12), ("recall_256", 2)) for c in [c for c in cases if c["task"] == task][:n]]
+    text = "\n".join(f"{c['messages'][-1]['content']} {c['answer']}" for c in cases) + "\nGröße, naïve, 你好 🙂\n"
+    (HERE / "perplexity.txt").write_text(text, encoding="utf-8")
+    rows = []
+    for name, path in (("demo", demo), ("llama32-sharded", fixtures / "llama32-sharded")):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+        ids = AutoTokenizer.from_pretrained(path)(text, return_tensors="pt").input_ids
+        n = ids.shape[1]
+        for context, stride in ((512, 256), (200, 200), (96, 33)):
+            nats, scored, last = 0.0, 0, 0
+            for begin in range(0, n, stride):
+                end = min(begin + context, n)
+                first = max(last, begin + 1)
+                log_p = model(ids[:, begin:end]).logits[0].double().log_softmax(-1)
+                nats -= sum(log_p[i - 1 - begin, ids[0, i]].item() for i in range(first, end))
+                scored, last = scored + end - first, end
+                if end == n:
+                    break
+            rows.append({
+                "model": name, "context": context, "stride": stride, "tokens": n, "scored": scored,
+                "perplexity": math.exp(nats / scored), "bits_per_byte": nats / math.log(2) / len(text.encode()),
+            })  # fmt: skip
+    head = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+    lines = ",\n".join(json.dumps(r) for r in rows)
+    (HERE / "perplexity.json").write_text(f'{{"versions": {json.dumps(head)},\n"cases": [\n{lines}\n]}}\n')
+    print(*rows, sep="\n")
+
+
 # ---- chat ----
 
 
@@ -211,6 +247,8 @@ def main():
         architectures(arg.fixtures, arg.names)
         return
     chat(arg.fixtures, arg.demo)
+    if arg.demo:
+        perplexity(arg.fixtures, arg.demo)
     all_logits(arg.fixtures, arg.demo)
 
 

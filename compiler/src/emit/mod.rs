@@ -35,6 +35,27 @@ pub fn create(table: &WeightTable, tokenizer_bytes: usize, options: &Options) ->
     Ok(PlanWriter::create(&options.output, specs.collect(), tokenizer_bytes as u64 + TABLE_BYTES)?)
 }
 
+/// The weights of `table`, which are recipes of `graph`, as the plan stores them.
+///
+/// # Errors
+/// A tensor that is absent or differs from its declaration.
+pub fn stored_weights(
+    graph: &Graph,
+    table: &WeightTable,
+    source: &dyn TensorSource,
+) -> Result<Vec<StoredWeight>> {
+    let stored = table.uses().iter().map(|u| {
+        let rows = Rows::of_weight(graph, u.weight, source)?.cast(u.entry.dtype);
+        Ok(StoredWeight {
+            name: u.entry.name.clone(),
+            shape: u.entry.shape.clone(),
+            layout: u.entry.layout,
+            rows,
+        })
+    });
+    stored.collect()
+}
+
 /// Streams the weights of `table`, which are recipes of `graph`, into the plan.
 ///
 /// # Errors
@@ -47,16 +68,7 @@ pub fn write_weights(
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<()> {
-    let stored = table.uses().iter().map(|u| {
-        let rows = Rows::of_weight(graph, u.weight, source)?.cast(u.entry.dtype);
-        Ok(StoredWeight {
-            name: u.entry.name.clone(),
-            shape: u.entry.shape.clone(),
-            layout: u.entry.layout,
-            rows,
-        })
-    });
-    let stored = stored.collect::<Result<Vec<_>>>()?;
+    let stored = stored_weights(graph, table, source)?;
     observer.will_write(stored.iter().map(StoredWeight::bytes).sum());
     write_all(&stored, source, options.threads, writer, observer)
 }

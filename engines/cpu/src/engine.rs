@@ -8,10 +8,11 @@ use lathe_api::{
 };
 use lathe_kernels::paged::{Batch, Sequence};
 use lathe_kernels::{Isa, IsaPath};
+use lathe_numerics::DType;
 use lathe_plan::Plan;
 use lathe_plan::kv::{KvError, KvPools};
 use lathe_plan::memory::{MAX_LOGIT_BIAS, MAX_STOP_IDS, MemoryReport as PlannedMemory, MemoryRequest};
-use lathe_plan::schema::{MAX_CACHE_GROUPS, Program, Target};
+use lathe_plan::schema::{MAX_CACHE_GROUPS, Place, Program, Target};
 
 use crate::execute::{GroupMemory, Machine, Scratch, StepData, scratch_len};
 use crate::pool::Pool;
@@ -37,6 +38,23 @@ pub struct CpuOptions {
     pub memory_limit: Option<u64>,
 }
 
+/// What a launch wrote: rows of this step, dense.
+#[derive(Clone, Copy, Debug)]
+pub struct Observed<'a> {
+    /// Index of the launch in the program.
+    pub launch: usize,
+    /// Index of the output among the launch's.
+    pub output: usize,
+    /// Element type.
+    pub dtype: DType,
+    /// Rows: tokens of the step, or rows that sample.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// `dtype[rows, cols]`, row after row.
+    pub bytes: &'a [u8],
+}
+
 /// Where the engine is between `submit` and `collect`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -48,6 +66,8 @@ enum Phase {
 /// Runs a plan's CPU program.
 pub struct CpuEngine {
     plan: Arc<Plan>,
+    /// Name of the plan's program that it runs.
+    program: String,
     bound: Bound,
     path: IsaPath,
     pool: Pool,
@@ -139,7 +159,8 @@ impl CpuEngine {
         };
         let limits = plan.card().limits;
         let vocab = plan.card().vocab_size as usize;
-        let program = find_program(&plan, options.program.as_deref().unwrap_or("decoder"))?;
+        let name = options.program.as_deref().unwrap_or("decoder");
+        let program = find_program(&plan, name)?;
         let bound = bind(program, plan.weights(), limits.max_seq_len as usize, vocab)?;
         let pools = KvPools::of(program, &limits, options.kv_bytes).map_err(|e| pool_error(&e))?;
         let (groups, kv_bytes) = place(&pools)?;
@@ -207,6 +228,7 @@ impl CpuEngine {
             max_stop_ids: MAX_STOP_IDS,
         });
         Ok(CpuEngine {
+            program: name.to_owned(),
             plan,
             bound,
             path,
@@ -271,6 +293,65 @@ impl CpuEngine {
         Ok(())
     }
 
+    /// Runs a step and tells `ran` of each launch by its index, as soon as it has run.
+    fn run(&mut self, step: &StepPlan, mut ran: impl FnMut(&Memory, usize)) -> Result<Ticket, EngineError> {
+        if self.phase == Phase::Submitted {
+            return Err(EngineError::Request("the step before was not sampled".into()));
+        }
+        if let Some(why) = self.starved.get() {
+            return Err(EngineError::Failed(format!("no pages for the KV pool: {why}")));
+        }
+        self.prepare(step)?;
+        let mut batches = [None; MAX_CACHE_GROUPS];
+        for ((batch, blocks), group) in batches.iter_mut().zip(&self.blocks).zip(&self.groups) {
+            let of_group =
+                Batch::windowed(&self.seqs, blocks, self.bound.block, group.n_blocks, group.window);
+            *batch = Some(of_group.map_err(|e| EngineError::Request(e.to_string()))?);
+        }
+        let data = StepData { ids: &self.ids, positions: &self.positions, rows: &self.rows, batches };
+        let machine = Machine {
+            path: self.path,
+            plan: &self.plan,
+            arena: &self.arena,
+            kv: &self.kv,
+            groups: &self.groups,
+            scratch: &self.scratch,
+        };
+        let arena = &self.arena;
+        machine.run(&mut self.pool, &self.bound, &data, |at| ran(arena, at))?;
+        self.ticket += 1;
+        self.phase = Phase::Submitted;
+        Ok(Ticket(self.ticket))
+    }
+
+    /// As `submit`, and shows what each launch wrote before the next one runs: for checks, layer by layer.
+    ///
+    /// # Errors
+    /// As `submit`.
+    pub fn submit_observed(
+        &mut self,
+        step: &StepPlan,
+        observe: &mut dyn FnMut(Observed<'_>),
+    ) -> Result<Ticket, EngineError> {
+        let (plan, name) = (self.plan.clone(), self.program.clone());
+        let program = find_program(&plan, &name)?;
+        let extents = [step.tokens.len(), step.seqs.len(), step.rows.len()].map(|n| n as u64);
+        self.run(step, |arena, launch| {
+            for (output, operand) in program.launches[launch].outputs.iter().enumerate() {
+                let Place::Buffer(index) = operand.place else { continue };
+                let Some(buffer) = program.buffers.get(index as usize) else { continue };
+                let rows = operand.rows.eval(&extents).unwrap_or(0) as usize;
+                let cols = operand.cols as usize;
+                let len = rows * cols * operand.dtype.size();
+                // SAFETY: the plan's verifier proved that the buffer lies within the arena at the largest step, steps are
+                // checked against the limits, and no launch runs now.
+                let bytes =
+                    unsafe { std::slice::from_raw_parts(arena.ptr().add(buffer.offset as usize), len) };
+                observe(Observed { launch, output, dtype: operand.dtype, rows, cols, bytes });
+            }
+        })
+    }
+
     fn expect(&self, ticket: Ticket, phase: Phase) -> Result<(), EngineError> {
         if ticket.0 == self.ticket && self.phase == phase {
             return Ok(());
@@ -320,32 +401,7 @@ impl Engine for CpuEngine {
     }
 
     fn submit(&mut self, step: &StepPlan) -> Result<Ticket, EngineError> {
-        if self.phase == Phase::Submitted {
-            return Err(EngineError::Request("the step before was not sampled".into()));
-        }
-        if let Some(why) = self.starved.get() {
-            return Err(EngineError::Failed(format!("no pages for the KV pool: {why}")));
-        }
-        self.prepare(step)?;
-        let mut batches = [None; MAX_CACHE_GROUPS];
-        for ((batch, blocks), group) in batches.iter_mut().zip(&self.blocks).zip(&self.groups) {
-            let of_group =
-                Batch::windowed(&self.seqs, blocks, self.bound.block, group.n_blocks, group.window);
-            *batch = Some(of_group.map_err(|e| EngineError::Request(e.to_string()))?);
-        }
-        let data = StepData { ids: &self.ids, positions: &self.positions, rows: &self.rows, batches };
-        let machine = Machine {
-            path: self.path,
-            plan: &self.plan,
-            arena: &self.arena,
-            kv: &self.kv,
-            groups: &self.groups,
-            scratch: &self.scratch,
-        };
-        machine.run(&mut self.pool, &self.bound, &data)?;
-        self.ticket += 1;
-        self.phase = Phase::Submitted;
-        Ok(Ticket(self.ticket))
+        self.run(step, |_, _| {})
     }
 
     fn sample(&mut self, ticket: Ticket, masks: Option<TokenMasks<'_>>) -> Result<(), EngineError> {

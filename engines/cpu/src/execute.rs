@@ -166,13 +166,19 @@ impl Machine<'_> {
         }
     }
 
-    /// Runs all calls. `step` was checked against the limits; ids and blocks are checked again by the kernels.
+    /// Runs all calls and tells `ran` of each by its index. `step` was checked against the limits; ids and blocks are checked again by the kernels.
     ///
     /// # Errors
     /// `Failed` with the value that was being computed: a checked plan and step cannot cause it.
-    pub fn run(&self, pool: &mut Pool, bound: &Bound, step: &StepData<'_>) -> Result<(), EngineError> {
+    pub fn run(
+        &self,
+        pool: &mut Pool,
+        bound: &Bound,
+        step: &StepData<'_>,
+        mut ran: impl FnMut(usize),
+    ) -> Result<(), EngineError> {
         let timed = tracing::enabled!(target: LAUNCH_EVENTS, tracing::Level::TRACE);
-        for (node, call) in &bound.calls {
+        for (at, (node, call)) in bound.calls.iter().enumerate() {
             let start = timed.then(Instant::now);
             self.call(pool, bound, step, call)
                 .map_err(|e| EngineError::Failed(format!("computing {node}: {e}")))?;
@@ -180,6 +186,7 @@ impl Machine<'_> {
                 let nanos = start.elapsed().as_nanos() as u64;
                 tracing::trace!(target: LAUNCH_EVENTS, kernel = call.kernel(), node = node.as_str(), nanos);
             }
+            ran(at);
         }
         Ok(())
     }

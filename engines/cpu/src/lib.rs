@@ -8,6 +8,6 @@ mod program;
 mod region;
 mod sampler;
 
-pub use engine::{CpuEngine, CpuOptions};
+pub use engine::{CpuEngine, CpuOptions, Observed};
 pub use execute::LAUNCH_EVENTS;
 pub use lathe_kernels::Isa;

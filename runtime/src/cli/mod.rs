@@ -1,10 +1,12 @@
 //! The command line of `runtime`.
 
+mod bench;
 mod chat;
 mod check;
 mod console;
 mod device;
 mod direct;
+mod eval;
 mod faults;
 mod generate;
 mod knobs;
@@ -91,6 +93,15 @@ fn command() -> Command {
                 .arg(plan())
                 .arg(json()),
         ))
+        .subcommand(engine(
+            Command::new("eval").about("Perplexity of a text").arg(plan()).args(eval::args()),
+        ))
+        .subcommand(engine(
+            Command::new("bench")
+                .about("Measures latency and throughput under load, of a plan or of any OpenAI server")
+                .arg(plan().required(false).required_unless_present("url"))
+                .args(bench::args()),
+        ))
         .subcommand(Command::new("inspect").about("Prints what a plan holds").arg(plan()).arg(json()))
         .subcommand(
             Command::new("diff")
@@ -136,6 +147,8 @@ pub fn main() -> Exit {
         Some(("chat", m)) => chat::run(m),
         Some(("logits", m)) => logits::run(m),
         Some(("check", m)) => check::run(m),
+        Some(("eval", m)) => eval::run(m),
+        Some(("bench", m)) => bench::run(m),
         Some(("inspect", m)) => report::inspect(m),
         Some(("diff", m)) => report::diff(m),
         Some(("strip", m)) => report::strip(m),
@@ -152,6 +165,16 @@ fn path(matches: &ArgMatches, name: &str) -> PathBuf {
 
 /// Resolves `tables` from flags, environment and file, and starts the log as they say.
 fn resolve(matches: &ArgMatches, tables: &[&[Knob]], file: Option<&str>) -> Outcome<Settings> {
+    resolve_with_log(matches, tables, file, "info")
+}
+
+/// As `resolve`, with a log that holds what `default` says unless LATHE_LOG says otherwise.
+fn resolve_with_log(
+    matches: &ArgMatches,
+    tables: &[&[Knob]],
+    file: Option<&str>,
+    default: &str,
+) -> Outcome<Settings> {
     let settings = Settings::resolve(
         tables.iter().flat_map(|table| table.iter()),
         |name| matches.get_one::<String>(name).cloned(),
@@ -159,7 +182,8 @@ fn resolve(matches: &ArgMatches, tables: &[&[Knob]], file: Option<&str>) -> Outc
         file,
     )
     .map_err(faults::settings)?;
-    init_logging(settings.parse::<LogFormat>("log-format").map_err(faults::settings)?.unwrap_or_default());
+    let format = settings.parse::<LogFormat>("log-format").map_err(faults::settings)?.unwrap_or_default();
+    init_logging(format, default);
     Ok(settings)
 }
 
@@ -183,15 +207,27 @@ mod tests {
             "runtime logits e.plan --token-ids 1,2,3 -o out.safetensors",
             "runtime check e.plan",
             "runtime inspect e.plan --json",
+            "runtime eval e.plan --text t.txt --context 512 --stride 256 --json --threads 2",
+            "runtime bench e.plan --rate 4 --arrivals poisson --duration 30s --slo ttft=500ms,itl=50ms --threads 2",
+            "runtime bench e.plan --direct --ramp 1..32 --requests 64 --input-len 256..768 --output-len 128 --json -",
+            "runtime bench --url http://127.0.0.1:8000 --model m --chat --dataset requests.jsonl --concurrency 8",
             "runtime diff a.plan b.plan",
             "runtime strip a.plan -o b.plan",
         ] {
             let parsed = command().try_get_matches_from(line.split_whitespace());
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
         }
-        for line in
-            ["runtime", "runtime serve", "runtime generate e.plan --prompt a --token-ids 1", "runtime x"]
-        {
+        for line in [
+            "runtime",
+            "runtime serve",
+            "runtime generate e.plan --prompt a --token-ids 1",
+            "runtime x",
+            "runtime bench",
+            "runtime bench e.plan --url http://h",
+            "runtime bench --url http://h --direct",
+            "runtime bench e.plan --rate 4 --concurrency 4",
+            "runtime bench e.plan --dataset f --input-len 4",
+        ] {
             assert!(command().try_get_matches_from(line.split_whitespace()).is_err(), "{line}");
         }
     }

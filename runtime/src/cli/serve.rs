@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use axum::serve::ListenerExt;
 use clap::ArgMatches;
 use lathe_diagnostics::{Diagnostic, Exit, parse_bytes};
 use lathe_plan::Plan;
@@ -18,9 +17,13 @@ use super::load::{self, EngineSettings};
 use super::settings::{Settings, SettingsError};
 use super::{knobs, path, resolve};
 use crate::engine_thread::{self, EngineHandle, Policy};
-use crate::http::{Keys, Options, Server, router};
+use crate::http::{Keys, Options, Server, listen};
 use crate::metrics::Metrics;
 
+/// Sequences that may wait, unless set.
+pub const DEFAULT_MAX_QUEUE: usize = 1024;
+/// Largest request body, unless set.
+pub const DEFAULT_MAX_BODY: u64 = 16 << 20;
 /// Threads that speak HTTP; the engine's own threads do the work.
 const HTTP_THREADS: usize = 2;
 /// Threads that encode prompts; more would only take cores from the engine.
@@ -70,9 +73,9 @@ impl ServeSettings {
             name: settings.parse("served-model-name")?.unwrap_or_else(|| load::stem(plan)),
             keys,
             drain_timeout: settings.read("drain-timeout", duration)?.unwrap_or(Duration::from_secs(30)),
-            max_queue: settings.parse("max-queue")?.unwrap_or(1024),
+            max_queue: settings.parse("max-queue")?.unwrap_or(DEFAULT_MAX_QUEUE),
             options: Options {
-                max_body: settings.read("max-body", parse_bytes)?.unwrap_or(16 << 20) as usize,
+                max_body: settings.read("max-body", parse_bytes)?.unwrap_or(DEFAULT_MAX_BODY) as usize,
                 request_timeout: settings.read("request-timeout", duration)?,
                 cors_origin: settings.read("cors-origin", header)?,
             },
@@ -135,12 +138,7 @@ async fn serve_plan(plan_path: &Path, serve: ServeSettings, settings: EngineSett
     tracing::info!(%address, model = server.model.name, "listening");
 
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
-    // Small chunks must leave at once: Nagle's algorithm would hold tokens back.
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let mut http = tokio::spawn(async move {
-        let closed = async move { drop(closed.await) };
-        axum::serve(listener, router(server)).with_graceful_shutdown(closed).await
-    });
+    let mut http = tokio::spawn(listen(listener, server, async move { drop(closed.await) }));
     let outcome = tokio::select! {
         ended = &mut http => {
             let why = ended.map_or_else(|e| e.to_string(), |e| e.map_or_else(|e| e.to_string(), |()| "it ended".into()));

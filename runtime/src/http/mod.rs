@@ -23,4 +23,4 @@ pub use error::ApiError;
 pub use fields::Fields;
 pub use keys::{KeyError, Keys};
 pub use prompt::room;
-pub use router::{Options, Server, router};
+pub use router::{Options, Server, listen, router};

@@ -8,6 +8,8 @@ use axum::extract::Request;
 use axum::http::HeaderValue;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use super::{ApiError, Keys, chat, completions, middleware, probes, tokens};
@@ -38,6 +40,20 @@ pub struct Server {
     pub keys: Keys,
     /// Limits.
     pub options: Options,
+}
+
+/// Serves `server` on `listener` until `closed`, then finishes what is under way.
+///
+/// # Errors
+/// The listener fails.
+pub async fn listen(
+    listener: TcpListener,
+    server: Arc<Server>,
+    closed: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    // Small chunks must leave at once: Nagle's algorithm would hold tokens back.
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    axum::serve(listener, router(server)).with_graceful_shutdown(closed).await
 }
 
 /// All routes over `server`.

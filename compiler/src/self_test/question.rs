@@ -1,0 +1,169 @@
+//! A graph asked about a few tokens and a few columns of the logits.
+//!
+//! Only the rows of the embedding and of the head that the question needs are read, so that no vocabulary-sized tensor is
+//! ever held.
+
+use std::collections::HashMap;
+
+use lathe_ir::entity::{NodeId, WeightId};
+use lathe_ir::ops::Op;
+use lathe_ir::{Batch, BatchSequence, Facts, Graph, Interpreter, KvState, Tensor, WeightSource};
+
+use super::excerpt::{Excerpt, StandIn};
+use crate::checkpoint::TensorSource;
+use crate::emit::rows::{Rows, widen};
+use crate::error::{CompileError, Result};
+
+/// A question, ready for the interpreter.
+pub struct Question<'a> {
+    /// The graph, with a small embedding and a small head in place of the large ones.
+    pub graph: Graph,
+    /// What stands for the token ids in it.
+    pub tokens: Vec<i32>,
+    /// Columns of its result that hold the logits of the ids, in their order.
+    columns: Vec<usize>,
+    parts: Parts<'a>,
+}
+
+impl<'a> Question<'a> {
+    /// Asks for the logits of `ids` after each of `token_ids`.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read.
+    pub fn new(
+        graph: &'a Graph,
+        source: &'a dyn TensorSource,
+        token_ids: &[u32],
+        ids: &[u32],
+    ) -> Result<Self> {
+        let mut parts = Parts { graph, source, rows: HashMap::new() };
+        let mut stand_ins = HashMap::new();
+        let mut tokens: Vec<i32> = token_ids.iter().map(|&t| t as i32).collect();
+        let mut columns: Vec<usize> = ids.iter().map(|&i| i as usize).collect();
+        if let Some((node, table)) = embedding(graph) {
+            stand_ins.insert((node, 1), parts.rows_of("self_test.embedding", table, token_ids)?);
+            tokens = (0..tokens.len() as i32).collect();
+        }
+        if let Some((node, weights)) = head(graph) {
+            for (at, &weight) in weights.iter().enumerate() {
+                let name = if at == 0 { "self_test.head" } else { "self_test.head_bias" };
+                stand_ins.insert((node, at + 1), parts.rows_of(name, weight, ids)?);
+            }
+            columns = (0..ids.len()).collect();
+        }
+        let nodes = graph.nodes().map(|(id, _)| id).collect();
+        let graph = Excerpt { graph, nodes, alias: HashMap::new(), stand_ins }.build()?;
+        Ok(Question { graph, tokens, columns, parts })
+    }
+
+    /// Where the interpreter finds the tensors of [`Question::graph`].
+    pub fn source(&self) -> &dyn WeightSource {
+        &self.parts
+    }
+
+    /// The logits that were asked for, `[tokens, ids]`, by the interpreter, which reads weights when it needs them and keeps
+    /// none.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read, or a graph that the interpreter cannot run.
+    pub fn answer(&self) -> Result<Vec<f32>> {
+        let interpreter = Interpreter::new(&self.graph, self.source())?.streaming();
+        let mut kv = KvState::new(self.graph.cache());
+        let bound = |name: &str| {
+            let symbol = self.graph.find_symbol(name);
+            symbol.map_or(usize::MAX, |id| self.graph.symbols()[id].max).max(1)
+        };
+        let (step, mut all) = (bound("t").min(bound("r")), Vec::new());
+        for start in (0..self.tokens.len()).step_by(step) {
+            let end = start.saturating_add(step).min(self.tokens.len());
+            let outputs = interpreter.run(&self.batch(start, end), &mut kv)?;
+            let bug = |what: &str| CompileError::Bug(format!("question: {what}"));
+            let (_, logits) = outputs.tensors.first().ok_or_else(|| bug("the graph returns no tensor"))?;
+            let (rows, width) = (logits.floats().map_err(|e| bug(&e))?, logits.row_len().max(1));
+            for row in rows.chunks(width) {
+                all.extend(self.columns.iter().filter_map(|&c| row.get(c)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Tokens `start..end` as a step in which every row samples.
+    pub fn batch(&self, start: usize, end: usize) -> Batch {
+        let (tokens, rows) = (self.tokens[start..end].to_vec(), (0..end - start).collect());
+        Batch::new(vec![BatchSequence { slot: 0, start, tokens, rows }])
+    }
+}
+
+/// The embedding of the tokens and its table.
+fn embedding(graph: &Graph) -> Option<(NodeId, WeightId)> {
+    let (id, node) = graph.nodes().find(|(_, n)| matches!(n.op, Op::Embedding(_)))?;
+    Some((id, graph.as_weight(*node.inputs.get(1)?)?))
+}
+
+/// The projection to the vocabulary, weight first, then the bias if it has one: what yields the graph's only result,
+/// gathered or not.
+fn head(graph: &Graph) -> Option<(NodeId, Vec<WeightId>)> {
+    let &[result] = graph.outputs() else { return None };
+    let mut id = graph.producer(result)?;
+    while matches!(graph.op(id), Op::GatherRows(_)) {
+        id = graph.producer(graph.input_of(id, 0))?;
+    }
+    match graph.op(id) {
+        Op::Linear(_) => {
+            Some((id, graph.node(id).inputs[1..].iter().filter_map(|&v| graph.as_weight(v)).collect()))
+        }
+        _ => None,
+    }
+}
+
+/// Checkpoint tensors for the interpreter, and selected rows of weights under names of their own.
+struct Parts<'a> {
+    graph: &'a Graph,
+    source: &'a dyn TensorSource,
+    rows: HashMap<String, Tensor>,
+}
+
+impl Parts<'_> {
+    fn rows_of(&mut self, name: &str, weight: WeightId, rows: &[u32]) -> Result<StandIn> {
+        let stream = Rows::of_weight(self.graph, weight, self.source)?;
+        let mut data = Vec::with_capacity(rows.len() * stream.row_len);
+        for &row in rows {
+            data.extend(floats(&stream, self.source, row as usize..row as usize + 1)?);
+        }
+        let mut shape = self.graph.weight_facts(weight).fixed_shape().unwrap_or_default();
+        if let Some(first) = shape.first_mut() {
+            *first = rows.len();
+        }
+        let facts = Facts::fixed(stream.dtype, &shape);
+        self.rows.insert(name.into(), Tensor::float(stream.dtype, shape, data));
+        Ok(StandIn { name: name.into(), facts })
+    }
+}
+
+impl WeightSource for Parts<'_> {
+    fn tensor(&self, name: &str) -> Result<Tensor, String> {
+        if let Some(rows) = self.rows.get(name) {
+            return Ok(rows.clone());
+        }
+        let info = self.source.info(name).ok_or("it is absent")?;
+        let stream = Rows::tensor(self.source, name).map_err(|e| e.to_string())?;
+        let data = floats(&stream, self.source, 0..stream.rows).map_err(|e| e.to_string())?;
+        // Every stored value is representable in its own type: nothing is left to round.
+        Ok(Tensor { dtype: info.dtype, shape: info.shape, data: lathe_ir::Data::Float(data) })
+    }
+}
+
+/// Rows as f32, widened block by block.
+fn floats(stream: &Rows, source: &dyn TensorSource, rows: std::ops::Range<usize>) -> Result<Vec<f32>> {
+    let mut out = vec![0.0; rows.len() * stream.row_len];
+    let step = ((256 << 10) / stream.row_bytes().max(1)).max(1);
+    let mut block = Vec::new();
+    let starts = rows.clone().step_by(step);
+    for (start, out) in starts.zip(out.chunks_mut((step * stream.row_len).max(1))) {
+        let end = (start + step).min(rows.end);
+        block.resize((end - start) * stream.row_bytes(), 0);
+        stream.read(source, start..end, &mut block)?;
+        widen(&block, stream.dtype, out);
+    }
+    Ok(out)
+}
