@@ -453,47 +453,47 @@ impl Seen {
     }
 }
 
-/// Dots to weights of one row over the positions of a leaf that it sees; `score` scales and caps.
+/// Dots to weights of one row over the positions of a leaf that it sees; `score` scales and caps. Lanes are positions modulo
+/// 16; those of the first and last 16 that the row does not see weigh nothing.
 #[inline(always)]
 fn weigh(scores: &mut [f32], seen: Range<usize>, score: impl Fn(f32) -> f32) -> LeafState {
-    // Lanes are positions modulo 16: what comes before the first whole chunk goes to the last lanes.
-    let aligned = seen.start.next_multiple_of(TREE_LANES).min(seen.end);
-    let skip = seen.start % TREE_LANES;
-    let (head, rest) = scores[seen.start..seen.end].split_at_mut(aligned - seen.start);
-    let (chunks, tail) = rest.as_chunks_mut::<TREE_LANES>();
-    let mut maxima = [f32::NEG_INFINITY; TREE_LANES];
-    for (m, s) in maxima[skip..].iter_mut().zip(head.iter_mut()) {
-        *s = score(*s);
-        *m = if *s > *m { *s } else { *m };
+    let (first, end) = (seen.start / TREE_LANES, seen.end.div_ceil(TREE_LANES));
+    let around = first * TREE_LANES..end * TREE_LANES;
+    scores[around.clone()].iter_mut().for_each(|s| *s = score(*s));
+    scores[around.start..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..around.end].fill(f32::NEG_INFINITY);
+    let chunks = &mut scores.as_chunks_mut::<TREE_LANES>().0[first..end];
+    // Long sequences consist of whole leaves: loops of known length.
+    match <&mut [_; ATTENTION_LEAF / TREE_LANES]>::try_from(&mut *chunks) {
+        Ok(leaf) => exponentials(leaf),
+        Err(_) => exponentials(chunks),
     }
-    for c in chunks.iter_mut() {
+}
+
+/// Scores to weights, with their maximum and sum.
+#[inline(always)]
+fn exponentials(chunks: &mut [[f32; TREE_LANES]]) -> LeafState {
+    let mut maxima = [f32::NEG_INFINITY; TREE_LANES];
+    for c in chunks.iter() {
         for l in 0..TREE_LANES {
-            c[l] = score(c[l]);
             maxima[l] = if c[l] > maxima[l] { c[l] } else { maxima[l] };
         }
     }
-    for (m, s) in maxima.iter_mut().zip(tail.iter_mut()) {
-        *s = score(*s);
-        *m = if *s > *m { *s } else { *m };
+    // No lane is NaN, so the order does not matter.
+    let mut half = TREE_LANES / 2;
+    while half > 0 {
+        for l in 0..half {
+            maxima[l] = if maxima[l + half] > maxima[l] { maxima[l + half] } else { maxima[l] };
+        }
+        half /= 2;
     }
-    let mut max = f32::NEG_INFINITY;
-    for m in maxima {
-        max = if m > max { m } else { max };
-    }
+    let max = maxima[0];
     let mut sums = [0.0f32; TREE_LANES];
-    for (sum, s) in sums[skip..].iter_mut().zip(head) {
-        *s = lanes::exp(*s - max);
-        *sum += *s;
-    }
     for c in chunks {
         for l in 0..TREE_LANES {
             c[l] = lanes::exp(c[l] - max);
             sums[l] += c[l];
         }
-    }
-    for (sum, s) in sums.iter_mut().zip(tail) {
-        *s = lanes::exp(*s - max);
-        *sum += *s;
     }
     LeafState { max, sum: tree16(&sums) }
 }
@@ -511,7 +511,8 @@ fn fold_leaves(state: &mut [f32], leaves: &[LeafState]) -> ([f32; MAX_ROWS], [f3
         (*a, *b) = (s[0] - max, l.max - max);
         s[0] = max;
     }
-    fa.iter_mut().chain(&mut fb).for_each(|f| *f = lanes::exp(*f));
+    fa.iter_mut().for_each(|f| *f = lanes::exp(*f));
+    fb.iter_mut().for_each(|f| *f = lanes::exp(*f));
     for ((a, b), (s, l)) in fa.iter().zip(&fb).zip(states.iter_mut().zip(leaves)) {
         s[1] = s[1] * a + l.sum * b;
     }
