@@ -25,17 +25,17 @@ __device__ __forceinline__ void store_run(T* to, const float (&x)[N]) {
     *reinterpret_cast<Vec<T, N>*>(to) = y;
 }
 
-// Where a thread's share of a head lies: two runs of VEC elements, which rotate together in the first ROTARY.
-template <int VEC, int ROTARY>
+// Where a thread's share of a head lies: two runs of RUN elements, which rotate together in the first TURNED.
+template <int RUN, int TURNED>
 struct Share {
     int first, second;
     __device__ __forceinline__ explicit Share(int slot) {
-        constexpr int ROTATING = ROTARY / (2 * VEC);
-        bool rotates = slot < ROTATING;
-        first = rotates ? slot * VEC : ROTARY + (slot - ROTATING) * 2 * VEC;
-        second = rotates ? first + ROTARY / 2 : first + VEC;
+        constexpr int TURNING = TURNED / (2 * RUN);
+        bool turns = slot < TURNING;
+        first = turns ? slot * RUN : TURNED + (slot - TURNING) * 2 * RUN;
+        second = turns ? first + TURNED / 2 : first + RUN;
     }
-    __device__ __forceinline__ bool rotates() const { return first < ROTARY / 2; }
+    __device__ __forceinline__ bool rotates() const { return first < TURNED / 2; }
 };
 
 }  // namespace lathe
