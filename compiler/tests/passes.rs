@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use lathe_compiler::import::import;
 use lathe_compiler::options::Options;
 use lathe_compiler::passes::{
-    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_ADD, FUSE_LINEAR_GLU, FUSE_NORM_LINEAR,
-    FUSE_NORM_LINEAR_GLU, FUSE_NORM_LINEAR_ROPE_APPEND, FUSE_ROPE_APPEND, GATHER_SAMPLED_ROWS, MERGE_GATE_UP,
-    MERGE_QKV, REMOVE_DEAD,
+    FOLD_CONSTANTS, FUSE_ADD_RMS_NORM, FUSE_LINEAR_ACTIVATION, FUSE_LINEAR_ADD, FUSE_LINEAR_GLU,
+    FUSE_NORM_LINEAR, FUSE_NORM_LINEAR_GLU, FUSE_NORM_LINEAR_ROPE_APPEND, FUSE_ROPE_APPEND,
+    GATHER_SAMPLED_ROWS, MERGE_GATE_UP, MERGE_QKV, REMOVE_DEAD,
 };
 use lathe_ir::arbitrary::{Decoder, compare, decoders};
 use lathe_ir::driver::{Pass, Precision, Rule, drive};
@@ -20,8 +20,14 @@ use proptest::prelude::*;
 use serde_json::json;
 
 /// What every target gets.
-const COMMON: &[&Rule] =
-    &[&GATHER_SAMPLED_ROWS, &MERGE_QKV, &MERGE_GATE_UP, &FUSE_ROPE_APPEND, &FUSE_LINEAR_GLU];
+const COMMON: &[&Rule] = &[
+    &GATHER_SAMPLED_ROWS,
+    &MERGE_QKV,
+    &MERGE_GATE_UP,
+    &FUSE_ROPE_APPEND,
+    &FUSE_LINEAR_GLU,
+    &FUSE_LINEAR_ACTIVATION,
+];
 /// What the CPU gets on top, and what devices get instead.
 const BRANCHES: [&[&Rule]; 2] = [
     &[&FUSE_ADD_RMS_NORM],
@@ -86,7 +92,7 @@ fn every_rule_applies_to_a_plain_decoder() {
         held_to_the_interpreter(&graph, &decoder.weights(&graph), &decoder.steps()).unwrap();
     // Two layers: the rows move up through head, norm, and o, add, norm, gate, up, silu, mul, down, add. On a device
     // o and down add, the norms go into qkv and head, and into gate and up.
-    assert_eq!(counts, [11, 2, 2, 2, 2, 4, 4, 3, 2, 2]);
+    assert_eq!(counts, [11, 2, 2, 2, 2, 0, 4, 4, 3, 2, 2]);
     assert!(exact);
 }
 
@@ -152,7 +158,7 @@ fn imported_checkpoints_keep_their_logits() {
             held_to_the_interpreter(&imported.graph, &weights(&stored, dtype), &steps).unwrap();
         let layers = config["num_hidden_layers"].as_u64().unwrap() as usize;
         let on_device = [2 * layers, layers + 1, layers, layers];
-        let all = [&[11, layers, layers, layers, layers, 2 * layers][..], &on_device].concat();
+        let all = [&[11, layers, layers, layers, layers, 0, 2 * layers][..], &on_device].concat();
         assert_eq!(counts, all, "{change}");
         assert_eq!(exact, want_exact, "{change}");
     }

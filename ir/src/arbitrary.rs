@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use lathe_numerics::DType;
 use lathe_numerics::philox::uniform;
+use lathe_numerics::{Activation, DType};
 use proptest::prelude::*;
 
 use crate::driver::Precision;
@@ -17,7 +17,10 @@ use crate::facts::{Cache, Dim, Facts};
 use crate::graph::Graph;
 use crate::interp::{Batch, BatchSequence, Interpreter};
 use crate::kv::KvState;
-use crate::ops::{Activate, Add, Attention, Embedding, GatherRows, KvAppend, Linear, Mul, RmsNorm, Rope};
+use crate::ops::{
+    Activate, Add, Attention, Cast, Embedding, GatherRows, KvAppend, LayerNorm, Linear, Mul, QkNorm, RmsNorm,
+    Rope, Scale, Softcap,
+};
 use crate::rope_table::RopeTable;
 use crate::tensor::{Data, Tensor};
 use crate::weight::WeightExpr;
@@ -28,6 +31,80 @@ const MAX_TOKENS: usize = 64;
 const MAX_SEQUENCES: usize = 4;
 /// Rows of the rotary table.
 const MAX_POSITIONS: usize = 512;
+
+/// What families of decoders differ in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Style {
+    /// Layer norms instead of RMS norms, and whether they have biases.
+    pub layer_norm: Option<bool>,
+    /// Norm weights are stored as the difference from 1, and are f32.
+    pub norm_plus_one: bool,
+    /// Norms of query and key.
+    pub qk_norm: QkNorm,
+    /// Positions are embedded, nothing rotates.
+    pub learned_positions: bool,
+    /// Norms behind attention and MLP as well.
+    pub post_norms: bool,
+    /// Attention and MLP read the same residual.
+    pub parallel: bool,
+    /// A gate in the MLP.
+    pub gated: bool,
+    /// The MLP's activation.
+    pub act: Activation,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: Option<f32>,
+    /// Soft cap of the logits.
+    pub logit_cap: Option<f32>,
+}
+
+impl Default for Style {
+    /// Llama's.
+    fn default() -> Self {
+        Style {
+            layer_norm: None,
+            norm_plus_one: false,
+            qk_norm: QkNorm::None,
+            learned_positions: false,
+            post_norms: false,
+            parallel: false,
+            gated: true,
+            act: Activation::Silu,
+            embedding_scale: None,
+            logit_cap: None,
+        }
+    }
+}
+
+/// Random styles; most differ from Llama's in several ways.
+pub fn styles() -> impl Strategy<Value = Style> {
+    let norms = (
+        prop_oneof![3 => Just(None), 1 => Just(Some(false)), 1 => Just(Some(true))],
+        any::<bool>(),
+        prop_oneof![Just(QkNorm::None), Just(QkNorm::Head), Just(QkNorm::Row)],
+        any::<bool>(),
+    );
+    let act = proptest::sample::select(&Activation::ALL);
+    let layer = (proptest::bool::weighted(0.3), proptest::bool::weighted(0.3), any::<bool>(), act);
+    let ends = (proptest::option::of(0.5..4.0_f32), proptest::option::of(2.0..30.0_f32));
+    let any_style = (norms, layer, ends).prop_map(|(norms, layer, ends)| {
+        let (layer_norm, norm_plus_one, qk_norm, post_norms) = norms;
+        let (learned_positions, parallel, gated, act) = layer;
+        let (embedding_scale, logit_cap) = ends;
+        Style {
+            layer_norm,
+            norm_plus_one,
+            qk_norm,
+            learned_positions,
+            post_norms,
+            parallel,
+            gated,
+            act,
+            embedding_scale,
+            logit_cap,
+        }
+    });
+    prop_oneof![1 => Just(Style::default()), 2 => any_style]
+}
 
 /// A random decoder.
 #[derive(Clone, Debug)]
@@ -58,6 +135,8 @@ pub struct Decoder {
     pub mlp_bias: bool,
     /// Logits from the embedding table.
     pub tied: bool,
+    /// Norms, positions, activations and what stands at the ends.
+    pub style: Style,
     /// Inner values (by number of the node, modulo) that the graph also returns.
     pub returned: Vec<u16>,
     /// Inner values (likewise) that a further node uses, whose result the graph returns.
@@ -83,7 +162,8 @@ pub fn decoders() -> impl Strategy<Value = Decoder> {
         2 => Just(Vec::new()).boxed(),
         1 => proptest::collection::vec(any::<u16>(), 1..4).boxed(),
     ];
-    (sizes, flags, users.clone(), users, any::<u64>()).prop_map(|(sizes, flags, returned, reused, seed)| {
+    let random = (sizes, flags, styles(), users.clone(), users, any::<u64>());
+    random.prop_map(|(sizes, flags, style, returned, reused, seed)| {
         let (layers, hidden, group, kv_heads, head_dim, ffn, vocab) = sizes;
         let (dtype, cache, attention_bias, mlp_bias, tied, partial) = flags;
         let rotary_dim = if partial { 2 } else { head_dim };
@@ -101,6 +181,7 @@ pub fn decoders() -> impl Strategy<Value = Decoder> {
             attention_bias,
             mlp_bias,
             tied,
+            style,
             returned,
             reused,
             seed,
@@ -125,6 +206,7 @@ impl Decoder {
             attention_bias: false,
             mlp_bias: false,
             tied: false,
+            style: Style::default(),
             returned: Vec::new(),
             reused: Vec::new(),
             seed,
@@ -152,12 +234,24 @@ impl Decoder {
         let rope = RopeTable::plain(MAX_POSITIONS, self.rotary_dim, 10_000.0);
         let rope = b.g.weight("rope", rope.infer().map_err(IrError::Bug)?, WeightExpr::RopeTable(rope))?;
         let mut h = b.g.push1(Embedding {}, &[tokens, embed], "h")?;
+        let style = &self.style;
+        if let Some(factor) = style.embedding_scale {
+            h = b.g.push1(Scale { factor, out: self.dtype }, &[h], "scaled")?;
+        }
+        if style.learned_positions {
+            let learned = b.matrix("learned", MAX_POSITIONS, self.hidden)?;
+            let learned = b.g.push1(Embedding {}, &[positions, learned], "learned")?;
+            h = b.g.push1(Add { out: self.dtype }, &[h, learned], "placed")?;
+        }
         for layer in 0..self.layers {
             (h, state) = b.layer(layer, h, state, positions, rope)?;
         }
         let head = if self.tied { embed } else { b.matrix("head", self.vocab, self.hidden)? };
         let normed = b.norm("norm", h)?;
-        let logits = b.g.push1(Linear::default(), &[normed, head], "logits")?;
+        let mut logits = b.g.push1(Linear::default(), &[normed, head], "logits")?;
+        if let Some(cap) = style.logit_cap {
+            logits = b.g.push1(Softcap { cap, out: DType::F32 }, &[logits], "capped")?;
+        }
         let out = b.g.push1(GatherRows {}, &[logits, rows], "out")?;
         b.share(out)?;
         Ok(b.g)
@@ -218,9 +312,64 @@ impl Builder<'_> {
         self.g.push1(Linear::default(), &inputs, name)
     }
 
+    /// Weights of a norm over `n` columns.
+    fn norm_weight(&mut self, name: &str, n: usize) -> Built {
+        let w = self.g.tensor(&format!("{name}.weight"), Facts::fixed(self.d.dtype, &[n]))?;
+        match self.g.as_weight(w) {
+            Some(of) if self.d.style.norm_plus_one => {
+                let plus = WeightExpr::Plus { of, addend: 1.0 };
+                self.g.weight(&format!("{name}.weight.plus"), Facts::fixed(DType::F32, &[n]), plus)
+            }
+            _ => Ok(w),
+        }
+    }
+
     fn norm(&mut self, name: &str, x: ValueId) -> Built {
-        let w = self.g.tensor(&format!("{name}.weight"), Facts::fixed(self.d.dtype, &[self.d.hidden]))?;
-        self.g.push1(RmsNorm { eps: 1e-5, groups: 1 }, &[x, w], name)
+        let w = self.norm_weight(name, self.d.hidden)?;
+        let Some(bias) = self.d.style.layer_norm else {
+            return self.g.push1(RmsNorm { eps: 1e-5, groups: 1 }, &[x, w], name);
+        };
+        let mut inputs = vec![x, w];
+        if bias {
+            inputs
+                .push(self.g.tensor(&format!("{name}.bias"), Facts::fixed(self.d.dtype, &[self.d.hidden]))?);
+        }
+        self.g.push1(LayerNorm { eps: 1e-5, groups: 1 }, &inputs, name)
+    }
+
+    /// The norm of a query or key of `heads` heads.
+    fn qk_norm(&mut self, name: &str, x: ValueId, heads: usize) -> Built {
+        let (len, groups) = match self.d.style.qk_norm {
+            QkNorm::None => return Ok(x),
+            QkNorm::Head => (self.d.head_dim, heads),
+            QkNorm::Row => (self.d.head_dim * heads, 1),
+        };
+        let w = self.norm_weight(name, len)?;
+        self.g.push1(RmsNorm { eps: 1e-6, groups }, &[x, w], name)
+    }
+
+    /// A part's result as it is added: normalised in the model's type if there is a norm behind it.
+    fn behind(&mut self, name: &str, x: ValueId) -> Built {
+        if !self.d.style.post_norms {
+            return Ok(x);
+        }
+        let x = self.g.push1(Cast { out: self.d.dtype }, &[x], &format!("{name}_rounded"))?;
+        self.norm(name, x)
+    }
+
+    fn mlp(&mut self, layer: usize, x: ValueId) -> Built {
+        let d = self.d;
+        let name = |n: &str| format!("l{layer}.{n}");
+        let gate = self.linear(&name("gate"), x, d.ffn, d.hidden, d.mlp_bias)?;
+        let m = if d.style.gated {
+            let up = self.linear(&name("up"), x, d.ffn, d.hidden, d.mlp_bias)?;
+            let a = self.g.push1(Activate { act: d.style.act, out: DType::F32 }, &[gate], &name("act"))?;
+            self.g.push1(Mul { out: d.dtype }, &[a, up], &name("mul"))?
+        } else {
+            self.g.push1(Activate { act: d.style.act, out: d.dtype }, &[gate], &name("act"))?
+        };
+        let down = self.linear(&name("down"), m, d.hidden, d.ffn, d.mlp_bias)?;
+        self.behind(&name("norm4"), down)
     }
 
     fn layer(
@@ -239,24 +388,32 @@ impl Builder<'_> {
         let q = self.linear(&name("q"), x, heads * head_dim, hidden, d.attention_bias)?;
         let k = self.linear(&name("k"), x, width, hidden, d.attention_bias)?;
         let v = self.linear(&name("v"), x, width, hidden, d.attention_bias)?;
-        let turn = |heads, out| Rope { heads, head_dim, rotary_dim, out };
-        let q = self.g.push1(turn(heads, d.dtype), &[q, positions, rope], &name("q_rope"))?;
-        let k = self.g.push1(turn(kv_heads, DType::F32), &[k, positions, rope], &name("k_rope"))?;
+        let q = self.qk_norm(&name("q_norm"), q, heads)?;
+        let k = self.qk_norm(&name("k_norm"), k, kv_heads)?;
+        let (q, k) = if d.style.learned_positions {
+            (self.g.push1(Cast { out: d.dtype }, &[q], &name("q_rounded"))?, k)
+        } else {
+            let turn = |heads, out| Rope { heads, head_dim, rotary_dim, out };
+            let q = self.g.push1(turn(heads, d.dtype), &[q, positions, rope], &name("q_rope"))?;
+            (q, self.g.push1(turn(kv_heads, DType::F32), &[k, positions, rope], &name("k_rope"))?)
+        };
         let state = self.g.push1(KvAppend { layer }, &[k, v, state], &name("state"))?;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let attention =
             Attention { layer, heads, kv_heads, head_dim, scale, out: d.dtype, ..Attention::default() };
         let a = self.g.push1(attention, &[q, state], &name("attention"))?;
         let o = self.linear(&name("o"), a, hidden, heads * head_dim, false)?;
+        let o = self.behind(&name("norm3"), o)?;
+        if d.style.parallel {
+            let x = self.norm(&name("norm2"), h)?;
+            let down = self.mlp(layer, x)?;
+            let both = self.g.push1(Add { out: DType::F32 }, &[o, down], &name("both"))?;
+            return Ok((self.g.push1(Add { out: d.dtype }, &[both, h], &name("h2"))?, state));
+        }
         let h = self.g.push1(Add { out: d.dtype }, &[o, h], &name("h1"))?;
         let x = self.norm(&name("norm2"), h)?;
-        let gate = self.linear(&name("gate"), x, d.ffn, hidden, d.mlp_bias)?;
-        let up = self.linear(&name("up"), x, d.ffn, hidden, d.mlp_bias)?;
-        let a = self.g.push1(Activate::default(), &[gate], &name("act"))?;
-        let m = self.g.push1(Mul { out: d.dtype }, &[a, up], &name("mul"))?;
-        let down = self.linear(&name("down"), m, hidden, d.ffn, d.mlp_bias)?;
-        let h = self.g.push1(Add { out: d.dtype }, &[down, h], &name("h2"))?;
-        Ok((h, state))
+        let down = self.mlp(layer, x)?;
+        Ok((self.g.push1(Add { out: d.dtype }, &[down, h], &name("h2"))?, state))
     }
 
     /// Adds the further users and sets the outputs.

@@ -6,6 +6,7 @@ use lathe_kernels::cuda::Launches;
 use super::attention::{MIXED, PLAIN, WIDE};
 use super::gemm::{F32, RESIDUAL, RING, SHALLOW, SLICES};
 use super::rms_norm::NORM;
+use super::row_by_row::{COLUMNS, HEAD_NORM, LAYER_NORM, ROW_NORM};
 use super::rows::{EMBEDDING, GATHER, ROPE};
 use super::sampling::SAMPLE;
 use super::{Case, Change, Class, Mutant};
@@ -31,7 +32,8 @@ fn define(launches: &mut Launches, name: &str, value: &str, of: impl Fn(&[(&'sta
 }
 
 /// All of them.
-pub const MUTANTS: &[&[Mutant]] = &[GEMM, GEMM_F32, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING];
+pub const MUTANTS: &[&[Mutant]] =
+    &[GEMM, GEMM_F32, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING, ROW_BY_ROW];
 
 const GEMM: &[Mutant] = &[
     text(
@@ -699,5 +701,89 @@ const SAMPLING: &[Mutant] = &[
         Class::Barrier,
         "no barrier after the sums of warps are read",
         &[("__shfl_sync(~0u, warps_upto, 31)};\n    __syncthreads();", "__shfl_sync(~0u, warps_upto, 31)};")],
+    ),
+];
+
+const ROW_BY_ROW: &[Mutant] = &[
+    text(
+        &LAYER_NORM,
+        Class::Fold,
+        "the mean is not taken away",
+        &[("mul(mul(add(to_f32(v[c][i]), -mean), inverse)", "mul(mul(to_f32(v[c][i]), inverse)")],
+    ),
+    text(
+        &LAYER_NORM,
+        Class::Predicate,
+        "elements past the row count in the variance",
+        &[("if (chunk_start(c) + i < H) squares", "squares")],
+    ),
+    text(
+        &LAYER_NORM,
+        Class::Fragment,
+        "the bias is another column's",
+        &[("add(scaled, to_f32(b[c][i]))", "add(scaled, to_f32(b[c][i ^ 1]))")],
+    ),
+    text(
+        &LAYER_NORM,
+        Class::Head,
+        "a group takes the weights of another",
+        &[("blockIdx.x % WEIGHT_ROWS", "(blockIdx.x + 1) % WEIGHT_ROWS")],
+    ),
+    text(
+        &LAYER_NORM,
+        Class::Barrier,
+        "both sums lie in one place",
+        &[("block_sum<1>(squares)", "block_sum<0>(squares)")],
+    ),
+    text(
+        &HEAD_NORM,
+        Class::Head,
+        "keys take the queries' weights",
+        &[("? q_norm : k_norm", "? q_norm : q_norm")],
+    ),
+    text(
+        &HEAD_NORM,
+        Class::Head,
+        "values are normalised",
+        &[("bool norms = first_head < HEADS + KV_HEADS;", "bool norms = true;")],
+    ),
+    text(
+        &HEAD_NORM,
+        Class::Order,
+        "the norm comes after the rotation",
+        &[
+            (
+                "        if (norms) {\n            const float* w",
+                "        if (norms && share.rotates()) {\n            const float* t = table + u64(positions[row]) * ROTARY;\n            rotate(y, z, t + share.first, t + share.second);\n        }\n        if (norms) {\n            const float* w",
+            ),
+            ("            if (share.rotates()) {", "            if (false) {"),
+        ],
+    ),
+    text(
+        &ROW_NORM,
+        Class::Barrier,
+        "no barrier between warps' sums and the row's",
+        &[("= x;\n    __syncthreads();", "= x;")],
+    ),
+    text(
+        &ROW_NORM,
+        Class::Fold,
+        "a row's sum is its first warp's",
+        &[("lane < THREADS / 32 ? partial[lane] : 0.0f", "lane < 1 ? partial[lane] : 0.0f")],
+    ),
+    text(
+        &COLUMNS,
+        Class::Fragment,
+        "rows are as far apart as the columns are many",
+        &[("u64(blockIdx.x) * STRIDE + start", "u64(blockIdx.x) * COLS + start")],
+    ),
+    text(
+        &COLUMNS,
+        Class::Dependent,
+        "columns are read before the wait",
+        &[
+            ("    wait_for_previous();\n", ""),
+            ("    Vec<OUT, VEC> y;\n", "    wait_for_previous();\n    Vec<OUT, VEC> y;\n"),
+        ],
     ),
 ];

@@ -21,6 +21,7 @@ mod attention;
 mod gemm;
 mod list;
 mod rms_norm;
+mod row_by_row;
 mod rows;
 mod sampling;
 
