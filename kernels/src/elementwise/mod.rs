@@ -202,27 +202,46 @@ impl<'a> Elementwise<'a> {
         unsafe { load(self.x, from, y) };
         match self.function {
             Function::Unary(Unary::Cast) => {}
-            Function::Unary(Unary::Scale(factor)) => y.iter_mut().for_each(|v| *v *= factor),
-            Function::Unary(Unary::Softcap(cap)) => y.iter_mut().for_each(|v| *v = lanes::softcap(*v, cap)),
+            Function::Unary(Unary::Scale(factor)) => each(
+                y,
+                #[inline(always)]
+                |v| v * factor,
+            ),
+            Function::Unary(Unary::Softcap(cap)) => each(
+                y,
+                #[inline(always)]
+                |v| lanes::softcap(v, cap),
+            ),
             Function::Unary(Unary::Activation(act)) => {
-                with_activation!(act, f => y.iter_mut().for_each(|v| *v = f(*v)));
+                with_activation!(act, f => each(y, #[inline(always)] |v| f(v)));
             }
             Function::Binary(function, b) => {
                 let mut other = [0.0f32; BLOCK];
                 let other = &mut other[..n];
                 // SAFETY: the caller's promise.
                 unsafe { load(b, from, other) };
-                match function {
-                    Binary::Add => y.iter_mut().zip(other).for_each(|(a, b)| *a += *b),
-                    Binary::Mul => y.iter_mut().zip(other).for_each(|(a, b)| *a *= *b),
+                for (a, b) in y.iter_mut().zip(other) {
+                    *a = match function {
+                        Binary::Add => *a + *b,
+                        Binary::Mul => *a * *b,
+                    };
                 }
             }
         }
         with_float!(self.out.dtype(), T => {
             // SAFETY: the caller's promise.
             let out = unsafe { self.out.slice::<T>(to, n) };
-            out.iter_mut().zip(y).for_each(|(o, y)| *o = <T as Element>::from_f32(*y));
+            for (o, y) in out.iter_mut().zip(y) {
+                *o = <T as Element>::from_f32(*y);
+            }
         });
+    }
+}
+
+#[inline(always)]
+fn each(y: &mut [f32], f: impl Fn(f32) -> f32) {
+    for v in y {
+        *v = f(*v);
     }
 }
 
@@ -233,7 +252,9 @@ unsafe fn load(x: Src<'_>, from: usize, y: &mut [f32]) {
     with_float!(x.dtype(), T => {
         // SAFETY: the caller's promise.
         let x = unsafe { x.slice::<T>(from, y.len()) };
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = Element::to_f32(*x));
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = Element::to_f32(*x);
+        }
     });
 }
 

@@ -96,20 +96,32 @@ impl Kernel for LayerNorm<'_> {
 #[inline(always)]
 fn norm_row<T: Element, W: Element>(x: &[T], w: &[W], bias: Option<&[W]>, eps: f32, out: &mut [T]) {
     let n = x.len() as f32;
-    let mean = tree_sum(x, |v| v) / n;
-    let variance = tree_sum(x, |v| (v - mean) * (v - mean)) / n;
+    let mean = tree_sum(
+        x,
+        #[inline(always)]
+        |v| v,
+    ) / n;
+    let variance = tree_sum(
+        x,
+        #[inline(always)]
+        |v| (v - mean) * (v - mean),
+    ) / n;
     let inv = 1.0 / (variance + eps).sqrt();
-    let scaled = |x: &T, w: &W| ((x.to_f32() - mean) * inv) * w.to_f32();
     match bias {
         Some(bias) => {
             for ((o, b), (x, w)) in out.iter_mut().zip(bias).zip(x.iter().zip(w)) {
-                *o = T::from_f32(scaled(x, w) + b.to_f32());
+                *o = T::from_f32(scaled(x.to_f32(), w.to_f32(), mean, inv) + b.to_f32());
             }
         }
         None => {
             for (o, (x, w)) in out.iter_mut().zip(x.iter().zip(w)) {
-                *o = T::from_f32(scaled(x, w));
+                *o = T::from_f32(scaled(x.to_f32(), w.to_f32(), mean, inv));
             }
         }
     }
+}
+
+#[inline(always)]
+fn scaled(x: f32, w: f32, mean: f32, inv: f32) -> f32 {
+    ((x - mean) * inv) * w
 }

@@ -212,7 +212,13 @@ pub(crate) fn tree_sum<T: Element>(x: &[T], f: impl Fn(f32) -> f32) -> f32 {
 /// What a row is multiplied by.
 #[inline(always)]
 pub(crate) fn inverse_rms<T: Element>(x: &[T], eps: f32) -> f32 {
-    1.0 / (tree_sum(x, |v| v * v) / x.len() as f32 + eps).sqrt()
+    1.0 / (tree_sum(
+        x,
+        #[inline(always)]
+        |v| v * v,
+    ) / x.len() as f32
+        + eps)
+        .sqrt()
 }
 
 #[inline(always)]

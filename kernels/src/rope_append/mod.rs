@@ -140,9 +140,11 @@ impl<'a> RopeAppend<'a> {
         };
         let (q, kv) = qkv.split_at(a.heads * hd);
         let (k, v) = kv.split_at(l.kv_heads() * hd);
-        // SAFETY: the weights' lengths were checked when built.
-        let norms = a.norm.map(|n| unsafe { (Normed::new(&n, n.q, q, hd), Normed::new(&n, n.k, k, hd)) });
-        let (q_norm, k_norm) = norms.unzip();
+        let (q_norm, k_norm) = match &a.norm {
+            None => (None, None),
+            // SAFETY: the weights' lengths were checked when built.
+            Some(n) => unsafe { (Some(Normed::new(n, n.q, q, hd)), Some(Normed::new(n, n.k, k, hd))) },
+        };
         for (h, (x, y)) in q.chunks_exact(hd).zip(q_out.chunks_exact_mut(hd)).enumerate() {
             rotate(normed(&q_norm, h, x, scratch), half, turns, y);
         }
@@ -222,7 +224,9 @@ fn normed<'x>(norm: &Option<Normed<'_>>, h: usize, x: &'x [f32], scratch: &'x mu
         None => (inverse_rms(x, norm.eps), norm.weight),
     };
     let y = &mut scratch[..x.len()];
-    y.iter_mut().zip(x.iter().zip(w)).for_each(|(y, (x, w))| *y = (x * inv) * w);
+    for (y, (x, w)) in y.iter_mut().zip(x.iter().zip(w)) {
+        *y = (x * inv) * w;
+    }
     y
 }
 

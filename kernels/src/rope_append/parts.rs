@@ -78,7 +78,9 @@ impl Kernel for Rope<'_> {
                 )
             };
             for (x, y) in x.chunks_exact(hd).zip(out.chunks_exact_mut(hd)) {
-                head.iter_mut().zip(x).for_each(|(h, x)| *h = Element::to_f32(*x));
+                for (h, x) in head.iter_mut().zip(x) {
+                    *h = Element::to_f32(*x);
+                }
                 rotate(head, a.rotary_dim / 2, turns, y);
             }
         })));
@@ -131,7 +133,9 @@ impl<'a> KvAppend<'a> {
         let (block, at) = slot(&a.batch, seq, row, l.block());
         // SAFETY: rows were checked when built.
         let x = unsafe { x.slice::<X>(row * cols, cols) };
-        x.chunks_exact(hd).enumerate().for_each(|(h, x)| put(block, h, at, x));
+        for (h, x) in x.chunks_exact(hd).enumerate() {
+            put(block, h, at, x);
+        }
     }
 }
 
@@ -148,7 +152,7 @@ impl Kernel for KvAppend<'_> {
             with_float!(a.k.dtype(), X => {
                 // SAFETY: the unit owns the row's slot; indices of the layout are within a block, block ids were checked.
                 unsafe {
-                    self.heads::<X>(a.k, row, |block, h, at, k| {
+                    self.heads::<X>(a.k, row, #[inline(always)] |block, h, at, k| {
                         for (d, k) in k.iter().enumerate() {
                             let to = a.cache.at(block, l.k_index(h, at, d)).cast::<C>();
                             *to = Element::from_f32(Element::to_f32(*k));
@@ -159,7 +163,7 @@ impl Kernel for KvAppend<'_> {
             with_float!(a.v.dtype(), X => {
                 // SAFETY: as above.
                 unsafe {
-                    self.heads::<X>(a.v, row, |block, h, at, v| put_value::<X, C>(&a.cache, block, h, at, v));
+                    self.heads::<X>(a.v, row, #[inline(always)] |block, h, at, v| put_value::<X, C>(&a.cache, block, h, at, v));
                 }
             });
         }));
