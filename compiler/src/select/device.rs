@@ -164,8 +164,9 @@ impl Selection<'_> {
                     rms_norm::cuda::NormProblem { m, h: x.cols as usize, dtype: out.dtype, eps: op.eps };
                 rms_norm::cuda::add_launches(&problem)
             }
-            Op::Linear(_) => {
-                gemm::cuda::launches(&gemm(Epilogue::Store, out.cols as usize, inputs.len() > 2))
+            Op::Linear(op) => {
+                let epilogue = op.act.map_or(Epilogue::Store, Epilogue::Act);
+                gemm::cuda::launches(&gemm(epilogue, out.cols as usize, inputs.len() > 2))
             }
             Op::LinearGlu(op) => {
                 gemm::cuda::launches(&gemm(Epilogue::Glu(op.act), 2 * op.cols, inputs.len() > 2))

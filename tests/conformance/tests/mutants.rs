@@ -102,8 +102,13 @@ fn of_sampling() -> Result<()> {
 }
 
 #[test]
+fn of_what_stands_beside_projections() -> Result<()> {
+    all_die(MUTANTS[7])
+}
+
+#[test]
 fn there_is_one_of_every_class() {
-    assert_eq!(MUTANTS.len(), 7, "a family has a test above");
+    assert_eq!(MUTANTS.len(), 8, "a family has a test above");
     let classes: BTreeSet<Class> = MUTANTS.iter().copied().flatten().map(|m| m.class).collect();
     assert_eq!(classes, BTreeSet::from(Class::ALL));
     let names: BTreeSet<_> = MUTANTS.iter().copied().flatten().map(|m| (m.case.name, m.name)).collect();
