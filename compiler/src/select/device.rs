@@ -192,8 +192,9 @@ impl Selection<'_> {
                 layer_norm::cuda::launches(&problem, inputs.len() > 2)
             }
             Op::AddRmsNorm(op) => rms_norm::cuda::add_launches(&norm(out, &inputs[2], m, 1, op.eps)),
-            Op::Linear(_) => {
-                gemm::cuda::launches(&gemm(Epilogue::Store, out.cols as usize, inputs.len() > 2))
+            Op::Linear(op) => {
+                let epilogue = op.act.map_or(Epilogue::Store, Epilogue::Act);
+                gemm::cuda::launches(&gemm(epilogue, out.cols as usize, inputs.len() > 2))
             }
             Op::LinearGlu(op) => {
                 gemm::cuda::launches(&gemm(Epilogue::Glu(op.act), 2 * op.cols, inputs.len() > 2))

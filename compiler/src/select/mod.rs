@@ -173,11 +173,10 @@ impl<'a> Selection<'a> {
                 ("add_rms_norm", inputs, outputs, vec![float("eps", op.eps)])
             }
             Op::Linear(op) => {
-                if let Some(act) = op.act {
-                    return Err(self.unsupported(id, format!("a projection with {act} has no kernel")));
-                }
                 let inputs = self.projection(id)?;
-                ("gemm", inputs, vec![self.write(node.outputs[0])?], vec![choice("epilogue", "store")])
+                let mut params: Vec<_> = op.act.map(|act| choice("act", act.name())).into_iter().collect();
+                params.push(choice("epilogue", "store"));
+                ("gemm", inputs, vec![self.write(node.outputs[0])?], params)
             }
             Op::LinearGlu(op) => {
                 self.expect_panels(id, op.interleave)?;

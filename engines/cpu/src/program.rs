@@ -529,3 +529,46 @@ pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_siz
     )?;
     Ok(Bound { calls, logits, block: block as usize, n_embeddings })
 }
+
+#[cfg(test)]
+mod tests {
+    use lathe_plan::Plan;
+    use lathe_plan::testing::small_plan;
+
+    use super::*;
+
+    /// Epilogue of the launch of node `u` with these parameters beside `cols`, or why it is refused.
+    fn epilogue(params: &[(&str, &str)]) -> std::result::Result<Epilogue, String> {
+        let plan = Plan::from_bytes(small_plan().unwrap()).unwrap();
+        let mut program = plan.programs()[0].clone();
+        let launch = program.launches.iter_mut().find(|l| l.node == "u").unwrap();
+        launch.params.retain(|p| p.0 == "cols");
+        launch.params.extend(params.iter().map(|(k, v)| ((*k).into(), Param::Name((*v).into()))));
+        let card = plan.card();
+        let bound =
+            bind(&program, plan.weights(), card.limits.max_seq_len as usize, card.vocab_size as usize)
+                .map_err(|e| e.to_string())?;
+        let call = bound.calls.iter().find(|(node, _)| node == "u").map(|(_, call)| call.clone());
+        let Some(Call::Gemm { epilogue, .. }) = call else { panic!("{call:?}") };
+        Ok(epilogue)
+    }
+
+    #[test]
+    fn activations_are_named() {
+        let glu = |act| epilogue(&[("act", act), ("epilogue", "glu")]);
+        for act in Activation::ALL {
+            assert_eq!(glu(act.name()), Ok(Epilogue::Glu(act)));
+        }
+        // As plans of format 1.1 have it.
+        assert_eq!(epilogue(&[("epilogue", "silu_mul")]), Ok(Epilogue::Glu(Activation::Silu)));
+        for (refused, why) in [
+            (glu("relu"), "unknown activation relu"),
+            (epilogue(&[("epilogue", "glu")]), "parameter act is missing"),
+            (epilogue(&[("epilogue", "gelu_mul"), ("act", "gelu")]), "epilogue gelu_mul is unknown"),
+            (epilogue(&[("epilogue", "silu_mul"), ("act", "gelu")]), "epilogue silu_mul is unknown"),
+        ] {
+            let refused = refused.unwrap_err();
+            assert!(refused.contains("(gemm u)") && refused.contains(why), "{refused}");
+        }
+    }
+}

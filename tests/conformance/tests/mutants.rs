@@ -103,6 +103,11 @@ fn of_sampling() -> Result<()> {
 
 #[test]
 fn of_kernels_that_work_row_by_row() -> Result<()> {
+    all_die(MUTANTS[8])
+}
+
+#[test]
+fn of_what_stands_beside_projections() -> Result<()> {
     all_die(MUTANTS[7])
 }
 

@@ -88,7 +88,7 @@ fn f32(rig: &mut Rig, edit: &Edit) -> Result<()> {
 }
 
 /// Row-major `[n, k]` as a plan stores it.
-fn packed(p: &Problem, w: &[f32]) -> Result<Vec<u8>> {
+pub(super) fn packed(p: &Problem, w: &[f32]) -> Result<Vec<u8>> {
     let rows: Vec<Vec<u8>> = w.chunks(p.k).map(|row| bytes::of(p.dtype, row)).collect();
     if p.dtype == DType::F32 {
         return Ok(rows.concat());

@@ -4,6 +4,7 @@ use lathe_device::Extent;
 use lathe_kernels::cuda::Launches;
 
 use super::attention::{MIXED, PLAIN, WIDE};
+use super::fused::FUSED;
 use super::gemm::{F32, RESIDUAL, RING, SHALLOW, SLICES};
 use super::rms_norm::NORM;
 use super::row_by_row::{COLUMNS, HEAD_NORM, LAYER_NORM, ROW_NORM};
@@ -11,7 +12,7 @@ use super::rows::{EMBEDDING, GATHER, ROPE};
 use super::sampling::SAMPLE;
 use super::{Case, Change, Class, Mutant};
 
-const fn text(
+pub(super) const fn text(
     case: &'static Case,
     class: Class,
     name: &'static str,
@@ -20,12 +21,22 @@ const fn text(
     Mutant { name, class, case, change: Change::Text(edits) }
 }
 
-const fn host(case: &'static Case, class: Class, name: &'static str, change: fn(&mut Launches)) -> Mutant {
+pub(super) const fn host(
+    case: &'static Case,
+    class: Class,
+    name: &'static str,
+    change: fn(&mut Launches),
+) -> Mutant {
     Mutant { name, class, case, change: Change::Host(change) }
 }
 
 /// Sets a macro of the kernels for which `of` holds.
-fn define(launches: &mut Launches, name: &str, value: &str, of: impl Fn(&[(&'static str, String)]) -> bool) {
+pub(super) fn define(
+    launches: &mut Launches,
+    name: &str,
+    value: &str,
+    of: impl Fn(&[(&'static str, String)]) -> bool,
+) {
     for source in launches.stages.iter_mut().map(|s| &mut s.source).filter(|s| of(&s.defines)) {
         source.defines.iter_mut().filter(|d| d.0 == name).for_each(|d| d.1 = value.into());
     }
@@ -33,7 +44,7 @@ fn define(launches: &mut Launches, name: &str, value: &str, of: impl Fn(&[(&'sta
 
 /// All of them.
 pub const MUTANTS: &[&[Mutant]] =
-    &[GEMM, GEMM_F32, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING, ROW_BY_ROW];
+    &[GEMM, GEMM_F32, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING, FUSED, ROW_BY_ROW];
 
 const GEMM: &[Mutant] = &[
     text(

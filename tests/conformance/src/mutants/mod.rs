@@ -18,6 +18,7 @@ use lathe_numerics::philox::philox4x32;
 use crate::{Operands, Rig};
 
 mod attention;
+mod fused;
 mod gemm;
 mod list;
 mod rms_norm;
@@ -60,6 +61,8 @@ pub enum Class {
     Mask,
     /// Parts that are not added.
     Fold,
+    /// Another function of a sum, or before its bias.
+    Epilogue,
     /// Another number of slices of K.
     Slices,
     /// Memory of the launch before, touched before the wait for it.
@@ -76,7 +79,7 @@ pub enum Class {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Class; 21] = [
+    pub const ALL: [Class; 22] = [
         Class::Barrier,
         Class::CopyWait,
         Class::Commit,
@@ -92,6 +95,7 @@ impl Class {
         Class::Order,
         Class::Mask,
         Class::Fold,
+        Class::Epilogue,
         Class::Slices,
         Class::Dependent,
         Class::Update,

@@ -13,10 +13,11 @@ pub const NORM: Case = Case { name: "rms_norm", run: norm };
 
 const H: usize = 612;
 const ROWS: usize = 6;
-const EPS: f32 = 1e-5;
+/// Added to the mean square.
+pub(super) const EPS: f32 = 1e-5;
 
 /// One row in the order that the module documents.
-fn documented(x: &[f32], w: &[f32], dtype: DType) -> Vec<f32> {
+pub(super) fn documented(x: &[f32], w: &[f32], dtype: DType) -> Vec<f32> {
     let threads = x.len().div_ceil(8).next_multiple_of(32).min(512);
     let mut sums = vec![0.0f32; threads];
     for (i, v) in x.iter().enumerate() {

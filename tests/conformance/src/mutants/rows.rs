@@ -1,12 +1,15 @@
 //! Cases of the kernels that move rows: look-up, gather, rotary embedding with its way into the cache.
 
 use anyhow::Result;
-use lathe_device::{Arg, Sequence, StepTable};
+use lathe_device::{Arg, Sequence, StepTable, Symbol};
 use lathe_kernels::cuda::mma16;
+use lathe_kernels::gemm::Epilogue;
+use lathe_kernels::gemm::cuda::{Fused, Problem, Tail, fused_launches};
 use lathe_kernels::rope_append::reference;
-use lathe_kernels::{embedding, gather_rows, rope_append};
+use lathe_kernels::{embedding, gather_rows, gemm, rope_append};
 use lathe_numerics::DType;
 
+use super::gemm::packed;
 use super::{Case, Edit, Wrong, feed, near, same, step, values};
 use crate::{Operands, Rig, bytes};
 
@@ -16,6 +19,8 @@ pub const EMBEDDING: Case = Case { name: "embedding", run: look_up };
 pub const GATHER: Case = Case { name: "gather_rows", run: gather };
 /// Three sequences and two rows of padding, the middle one of three layers.
 pub const ROPE: Case = Case { name: "rope_append", run: rope };
+/// The same behind a projection, in one launch; a tile's halves are half a head apart.
+pub const PROJECTED: Case = Case { name: "gemm: rope_append", run: projected };
 
 fn look_up(rig: &mut Rig, edit: &Edit) -> Result<()> {
     const VOCAB: usize = 37;
@@ -62,8 +67,22 @@ fn gather(rig: &mut Rig, edit: &Edit) -> Result<()> {
 }
 
 fn rope(rig: &mut Rig, edit: &Edit) -> Result<()> {
+    rotate(rig, edit, (4, 2, 32, 16), None)
+}
+
+fn projected(rig: &mut Rig, edit: &Edit) -> Result<()> {
+    rotate(rig, edit, (2, 1, 64, 64), Some(40))
+}
+
+/// `depth` is the projection's, where there is one.
+fn rotate(
+    rig: &mut Rig,
+    edit: &Edit,
+    (heads, kv_heads, head_dim, rotary): (usize, usize, usize, usize),
+    depth: Option<usize>,
+) -> Result<()> {
     const BLOCKS: usize = 7;
-    let (heads, kv_heads, head_dim, rotary, block) = (4, 2, 32, 16, 16);
+    let block = 16;
     let dtype = DType::BF16;
     let layer = 2 * kv_heads * head_dim * block * 2;
     let p = rope_append::cuda::Problem {
@@ -89,27 +108,47 @@ fn rope(rig: &mut Rig, edit: &Edit) -> Result<()> {
     let positions = [5, 6, 7, 39, 30, 31, 32, 33, 0, 0];
     let n_rows = 8;
     let cols = (heads + 2 * kv_heads) * head_dim;
-    let qkv = values(4, positions.len() * cols, DType::F32);
     // Any table will do: cosines, then sines.
     let table = values(6, 40 * rotary, DType::F32);
 
-    let mut launches = edit.apply(rope_append::cuda::launches(&p)?)?;
+    let (x, w, qkv, launches) = match depth {
+        None => {
+            let qkv = values(4, positions.len() * cols, DType::F32);
+            (bytes::of_f32(&qkv), None, qkv, rope_append::cuda::launches(&p)?)
+        }
+        Some(k) => {
+            let gemm = Problem {
+                m: Symbol::Tokens,
+                max_m: positions.len() as u32,
+                n: cols,
+                k,
+                dtype,
+                out: dtype,
+                epilogue: Epilogue::Store,
+                bias: false,
+            };
+            let (x, w) = (values(4, positions.len() * k, dtype), values(7, cols * k, dtype));
+            let qkv = gemm::reference::gemm(&x, &w, None, positions.len(), cols, k);
+            let fused = Fused { norm: None, tail: Tail::RopeAppend(p) };
+            (bytes::of(dtype, &x), Some(packed(&gemm, &w)?), qkv, fused_launches(&gemm, &fused)?)
+        }
+    };
+    let mut launches = edit.apply(launches)?;
     let image = vec![0xff; BLOCKS * 3 * layer];
     let cache = rig.buffer("cache", &image)?;
     let q = rig.empty("q", positions.len() * heads * head_dim * 2)?;
-    let inputs = vec![
-        rig.empty("qkv", qkv.len() * 4)?,
-        rig.i32s("positions", &positions)?,
-        rig.f32s("table", &table)?,
-        cache.add(layer as u64),
-    ];
+    let mut inputs = vec![rig.empty("x or qkv", x.len())?];
+    if let Some(w) = w {
+        inputs.push(rig.buffer("weight", &w)?);
+    }
+    inputs.extend([rig.i32s("positions", &positions)?, rig.f32s("table", &table)?, cache.add(layer as u64)]);
     let tables = vec![
         (StepTable::RowSequence, rig.i32s("row sequence", &row_sequence)?),
         (StepTable::Sequences, rig.sequences("sequences", &sequences)?),
         (StepTable::Blocks, rig.i32s("blocks", &blocks)?),
     ];
     let mut operands = Operands { inputs, outputs: vec![q], tables };
-    feed(rig, &mut launches, &mut operands, Arg::Input(0), &bytes::of_f32(&qkv))?;
+    feed(rig, &mut launches, &mut operands, Arg::Input(0), &x)?;
     rig.run(&launches, step(positions.len(), 4, 3), &operands)?;
 
     let got_q = rig.read_floats(q, dtype, n_rows * heads * head_dim)?;
