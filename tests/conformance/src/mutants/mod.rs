@@ -59,6 +59,8 @@ pub enum Class {
     Mask,
     /// Parts that are not added.
     Fold,
+    /// Another function of a dot product.
+    Score,
     /// Another number of slices of K.
     Slices,
     /// Memory of the launch before, touched before the wait for it.
@@ -75,7 +77,7 @@ pub enum Class {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Class; 21] = [
+    pub const ALL: [Class; 22] = [
         Class::Barrier,
         Class::CopyWait,
         Class::Commit,
@@ -91,6 +93,7 @@ impl Class {
         Class::Order,
         Class::Mask,
         Class::Fold,
+        Class::Score,
         Class::Slices,
         Class::Dependent,
         Class::Update,
