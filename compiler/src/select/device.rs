@@ -264,6 +264,8 @@ impl Selection<'_> {
                 max_seqs: most(Symbol::Sequences),
                 max_tokens: most(Symbol::Tokens),
                 window: self.window(op),
+                softcap: super::softcap(op),
+                sinks: inputs.len() > 2,
             }),
             Op::TopK(op) => top_k::cuda::launches(&top_k::cuda::Problem {
                 m,

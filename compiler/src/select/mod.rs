@@ -222,9 +222,6 @@ impl<'a> Selection<'a> {
                 ("norm_linear_rope_append", inputs, vec![self.write(node.outputs[0])?], params)
             }
             Op::Attention(op) => {
-                if self.on_device() && (op.softcap > 0.0 || node.inputs.len() > 2) {
-                    return Err(self.unsupported(id, "a soft cap or sinks have no device kernel"));
-                }
                 let mut inputs = vec![self.read(value(0))?, self.cache(id, op.layer)?];
                 if let Some(&sinks) = node.inputs.get(2) {
                     inputs.push(self.weight(id, sinks, Layout::RowMajor, Some(DType::F32))?);

@@ -147,6 +147,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 __device__ __forceinline__ float exp_fast(float x) { return exp2_fast(mul(x, 1.4426950408889634f)); }
 
+// cap * tanh(x / cap) by the special-function unit, within 3e-7 cap.
+__device__ __forceinline__ float softcap_fast(float x, float cap) {
+    float e = exp2_fast(mul(fabsf(x), -2.8853900817779268f / cap)), y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(add(1.0f, e)));
+    return copysignf(mul(mul(add(1.0f, -e), y), cap), x);
+}
+
 // e^x with the bits of numerics/src/exp.rs, which explains the steps.
 __device__ __forceinline__ float exp_portable(float x) {
     const float round = 12582912.0f;

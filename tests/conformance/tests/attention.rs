@@ -31,6 +31,8 @@ fn problem(heads: usize, kv_heads: usize, head_dim: usize, dtype: DType) -> Prob
         max_seqs: 600,
         max_tokens: 4096,
         window: None,
+        softcap: None,
+        sinks: false,
     })
 }
 
@@ -122,17 +124,23 @@ fn step(rig: &mut Rig, p: &Problem, parts: &[Part], setting: Setting) -> Result<
         (StepTable::Blocks, rig.i32s("blocks", &blocks)?),
     ];
     // The second of two layers.
+    let sinks = sinks(p).map(|s| rig.f32s("sinks", &s)).transpose()?;
     let operands = Operands {
-        inputs: vec![q_at, cache_at.add(layer_bytes(p) as u64)],
+        inputs: [q_at, cache_at.add(layer_bytes(p) as u64)].into_iter().chain(sinks).collect(),
         outputs: vec![out],
         tables: tables.clone(),
     };
     rig.run(&launches(p)?, symbols, &operands)?;
     let got = rig.read_floats(out, p.dtype, rows * width)?;
-    for at in [cache_at, q_at, out].into_iter().chain(tables.into_iter().map(|t| t.1)) {
+    for at in [cache_at, q_at, out].into_iter().chain(sinks).chain(tables.into_iter().map(|t| t.1)) {
         rig.free(at)?;
     }
     Ok(got.into_iter().map(f32::to_bits).collect())
+}
+
+/// Sinks about as large as the largest scores, other for every head.
+fn sinks(p: &Problem) -> Option<Vec<f32>> {
+    p.sinks.then(|| (0..p.heads).map(|h| 1.5 - h as f32 * 0.8).collect())
 }
 
 fn expected(p: &Problem, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
@@ -142,7 +150,7 @@ fn expected(p: &Problem, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
         rows.flatten().copied().collect()
     };
     let q = &t.q[(row * p.heads + head) * p.head_dim..][..p.head_dim];
-    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale, p.window, None, None)
+    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale, p.window, p.softcap, sinks(p).map(|s| s[head]))
 }
 
 /// A ragged step against the reference: every row of short chunks, a sample of long ones.
@@ -221,6 +229,22 @@ fn windows() -> Result<()> {
 }
 
 #[test]
+fn soft_caps_and_sinks() -> Result<()> {
+    let p = problem(4, 2, 64, DType::BF16);
+    against_the_reference(&Problem { softcap: Some(1.5), sinks: true, ..p })?;
+    against_the_reference(&Problem { window: Some(130), softcap: Some(50.0), sinks: true, ..p })?;
+    against_the_reference(&Problem { window: Some(3), sinks: true, ..problem(6, 2, 128, DType::F16) })?;
+    against_the_reference(&Problem { softcap: Some(0.75), sinks: true, ..problem(2, 1, 256, DType::BF16) })
+}
+
+#[test]
+fn plain_kernel_with_all_features() -> Result<()> {
+    let p = problem(3, 1, 20, DType::F32);
+    against_the_reference(&Problem { window: Some(37), softcap: Some(1.5), sinks: true, ..p })?;
+    against_the_reference(&Problem { sinks: true, ..problem(2, 2, 130, DType::BF16) })
+}
+
+#[test]
 fn plain_kernel_of_f32_and_mixed_types() -> Result<()> {
     against_the_reference(&problem(4, 2, 64, DType::F32))?;
     against_the_reference(&sized(Problem { kv_dtype: DType::F16, ..problem(2, 1, 20, DType::F32) }))?;
@@ -272,12 +296,13 @@ fn one_answer_for_heads_of_128() -> Result<()> {
 
 #[test]
 fn one_answer_for_windows() -> Result<()> {
-    one_answer(&Problem { window: Some(100), ..problem(3, 1, 80, DType::BF16) })
+    let p = problem(3, 1, 80, DType::BF16);
+    one_answer(&Problem { window: Some(100), softcap: Some(1.5), sinks: true, ..p })
 }
 
 #[test]
 fn one_answer_for_f32() -> Result<()> {
-    one_answer(&problem(2, 1, 32, DType::F32))
+    one_answer(&Problem { sinks: true, softcap: Some(1.5), ..problem(2, 1, 32, DType::F32) })
 }
 
 #[test]

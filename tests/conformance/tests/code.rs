@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use lathe_conformance::{code, sass};
 use lathe_device::Symbol;
+use lathe_kernels::attention::cuda::Problem;
 use lathe_kernels::cuda::{Launches, Source, Stage};
 use lathe_kernels::embedding::cuda::TableLayout;
 use lathe_kernels::gemm::Epilogue;
@@ -119,6 +120,8 @@ fn nodes(m: &Model, dtype: DType) -> Vec<Launches> {
         max_seqs: MAX_SEQS,
         max_tokens: MAX_ROWS as usize,
         window: None,
+        softcap: None,
+        sinks: false,
     };
     let gated = glu::cuda::Problem {
         act: Activation::Silu,
@@ -186,8 +189,11 @@ fn faults(stage: &Stage, entry: &EntryReport) -> String {
 }
 
 fn resources(model: &Model, dtype: DType, arch: &str) {
-    let nodes = nodes(model, dtype);
-    let code = compile(&nodes, arch);
+    report(model.name, dtype, arch, &nodes(model, dtype));
+}
+
+fn report(name: &str, dtype: DType, arch: &str, nodes: &[Launches]) {
+    let code = compile(nodes, arch);
     let mut wrong = String::new();
     for (source, made) in &code {
         if !made.warnings.is_empty() {
@@ -209,8 +215,7 @@ fn resources(model: &Model, dtype: DType, arch: &str) {
         );
         let faults = faults(stage, entry);
         if !faults.is_empty() {
-            wrong +=
-                &format!("{} {dtype} {arch} {}/{}:{faults}\n", model.name, stage.source.name, stage.entry);
+            wrong += &format!("{name} {dtype} {arch} {}/{}:{faults}\n", stage.source.name, stage.entry);
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -235,6 +240,38 @@ fn no_kernel_of_other_dtypes_spills() {
 fn no_kernel_of_a_small_model_spills() {
     for arch in ["sm_86", "sm_89"] {
         resources(&DEMO, DType::BF16, arch);
+    }
+}
+
+/// Attention of every head size with each of its features, and with all of them.
+#[test]
+fn no_attention_spills() {
+    for arch in ["sm_80", "sm_90"] {
+        let mut nodes = vec![];
+        for head_dim in [64, 80, 96, 112, 128, 256] {
+            let plain = Problem {
+                heads: 16,
+                kv_heads: 4,
+                head_dim,
+                scale: 0.1,
+                dtype: DType::BF16,
+                kv_dtype: DType::BF16,
+                block: BLOCK,
+                block_bytes: 1 << 22,
+                max_seq_len: 8192,
+                max_seqs: MAX_SEQS,
+                max_tokens: MAX_ROWS as usize,
+                window: None,
+                softcap: None,
+                sinks: false,
+            };
+            let windowed = Problem { window: Some(4096), ..plain };
+            let all = Problem { softcap: Some(50.0), sinks: true, ..windowed };
+            let capped = Problem { softcap: Some(30.0), ..plain };
+            let one = [plain, windowed, capped, Problem { sinks: true, ..plain }, all];
+            nodes.extend(one.iter().map(|p| attention::cuda::launches(p).unwrap()));
+        }
+        report("attention", DType::BF16, arch, &nodes);
     }
 }
 

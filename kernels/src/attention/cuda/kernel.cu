@@ -2,7 +2,8 @@
 // Entries: `attention_decode` for sequences of few rows, or `attention_split` and `attention_fold`; `attention_prefill`
 // for the others. Both walk leaves of 128 positions in stages of COLS columns: K's stages, then V's.
 // Macros: ELEMENT of q, cache and output; HEADS, KV_HEADS, HEAD_DIM; COLS, a multiple of 16 that divides HEAD_DIM; BLOCK
-// positions of BLOCK_BYTES bytes over all layers; WINDOW positions that a row sees, 0 for all; MAX_LEAVES that a row sees.
+// positions of BLOCK_BYTES bytes over all layers; WINDOW positions that a row sees, 0 for all; SOFTCAP of the scores, 0.0f
+// for none; SINKS if there are any, 1 or 0; MAX_LEAVES that a row sees.
 #include "lathe.cuh"
 #include "step.cuh"
 using namespace lathe;
@@ -28,6 +29,13 @@ constexpr int DECODE_BLOCKS = HEAD_DIM > 128 ? 2 : 3;
 // Warps that share 16 rows of prefill: one has no registers for a wide head.
 constexpr int PREFILL_SHARE = HEAD_DIM > 128 ? 2 : 1;
 constexpr int PREFILL_ROWS = 16 * WARPS / PREFILL_SHARE;
+// A last parameter of the kernels that write rows, where there are sinks: one per head.
+#if SINKS
+#define SINKS_PARAMETER , const float* sinks
+#else
+#define SINKS_PARAMETER
+constexpr const float* sinks = nullptr;
+#endif
 #define ABSENT __uint_as_float(0xff800000u)  // minus infinity
 
 extern __shared__ __align__(16) u8 shared_memory[];
@@ -134,7 +142,13 @@ __device__ __forceinline__ void scores(float (&s)[2 * TILES][4], u32 q, u32 keys
     }
 }
 
-// Scales scores of positions `start ..`, hides what a row does not see unless all see all, and gives the largest of
+__device__ __forceinline__ float score(float dot, float scale) {
+    float s = mul(dot, scale);
+    if constexpr (SOFTCAP > 0.0f) s = softcap_fast(s, SOFTCAP);
+    return s;
+}
+
+// Scales and caps scores of positions `start ..`, hides what a row does not see unless all see all, and gives the largest of
 // each row.
 template <int TILES>
 __device__ __forceinline__ void mask(float (&s)[2 * TILES][4], float (&largest)[2], const Rows& rows, int start,
@@ -142,7 +156,7 @@ __device__ __forceinline__ void mask(float (&s)[2 * TILES][4], float (&largest)[
 #pragma unroll
     for (int t = 0; t < 2 * TILES; t++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[t][i] = mul(s[t][i], scale);
+        for (int i = 0; i < 4; i++) s[t][i] = score(s[t][i], scale);
     if (!all) {
         int column = start + lane_id() % 4 * 2;
 #pragma unroll
@@ -249,6 +263,14 @@ __device__ __forceinline__ float fold_value(float total, float of_leaf, float be
     return add(mul(total, before), mul(of_leaf, of));
 }
 
+// What a row's values are multiplied with at the end, after the leaf of the sink where there is one.
+__device__ __forceinline__ float last_factor(float max, float sum, const float* sinks, int head) {
+    if constexpr (!SINKS) return __fdiv_rn(1.0f, sum);
+    float before, of;
+    fold_one(max, sum, sinks[head], 1.0f, before, of);
+    return mul(before, __fdiv_rn(1.0f, sum));
+}
+
 // Sums the rounded weights by the instruction that weighs values, over a column of ones, and folds the leaf in. A leaf
 // that a row does not see changes nothing.
 __device__ __forceinline__ Factors sum_and_fold(State& state, float (&sum)[4], const u32 (&p)[LEAF / 16][4],
@@ -274,13 +296,13 @@ __device__ __forceinline__ void fold_tile(float (&total)[4], const float (&leaf)
 
 // Rounds 8 columns of 16 rows out; `column` is that of the first.
 __device__ __forceinline__ void store_tile(ELEMENT* out, const Sequence& s, int kv_head, int row0, int column,
-                                           const float (&total)[4], const float (&inverse)[2]) {
+                                           const float (&total)[4], const float (&factors)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int row = row0 + lane_id() / 4 + 8 * i;
         if (row >= s.q_len * GROUP) continue;
         ELEMENT* to = out + element_of(s, kv_head, row) + column + lane_id() % 4 * 2;
-        *reinterpret_cast<u32*>(to) = pack<ELEMENT>(mul(total[2 * i], inverse[i]), mul(total[2 * i + 1], inverse[i]));
+        *reinterpret_cast<u32*>(to) = pack<ELEMENT>(mul(total[2 * i], factors[i]), mul(total[2 * i + 1], factors[i]));
     }
 }
 
@@ -324,7 +346,7 @@ __device__ __forceinline__ bool splits(const Sequence& s, int leaves, int whole)
 template <int SHARE, bool SPLIT>
 __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
                                        int index, int kv_head, int row0, const int* blocks, float* partials,
-                                       int whole, float scale) {
+                                       int whole, float scale, const float* sinks) {
     constexpr int ROWS = 16 * WARPS / SHARE;
     constexpr int TILES = LEAF / 16 / SHARE;
     constexpr int PAIRS = (COLS / 16 + SHARE - 1) / SHARE;
@@ -451,7 +473,12 @@ __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMEN
     if (split) return;
     // Read again: wide heads leave the loop no register to spare.
     s = sequences[index];
-    float inverse[2] = {__fdiv_rn(1.0f, state.sum[0]), __fdiv_rn(1.0f, state.sum[1])};
+    float factors[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int head = kv_head * GROUP + (row0 + lane / 4 + 8 * i) % GROUP;
+        factors[i] = last_factor(state.max[i], state.sum[i], sinks, head);
+    }
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
 #pragma unroll
@@ -460,39 +487,40 @@ __device__ __forceinline__ void attend(const ELEMENT* q, const u8* cache, ELEMEN
             if (pair >= COLS / 16) continue;
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                store_tile(out, s, kv_head, row0, part * COLS + pair * 16 + h * 8, total[part][c][h], inverse);
+                store_tile(out, s, kv_head, row0, part * COLS + pair * 16 + h * 8, total[part][c][h], factors);
         }
 }
 
 // One block per sequence, tile of 16 rows under a key-value head, and share of the leaves.
 template <bool SPLIT>
 __device__ __forceinline__ void decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences,
-                                       const int* blocks, float* partials, int whole, float scale) {
+                                       const int* blocks, float* partials, int whole, float scale,
+                                       const float* sinks) {
     let_next_start();
     wait_for_previous();
     int rows = sequences[blockIdx.x].q_len * GROUP, row0 = blockIdx.y % DECODE_TILES * 16;
     if (rows > 16 * DECODE_TILES || row0 >= rows) return;
     attend<WARPS, SPLIT>(q, cache, out, sequences, blockIdx.x, blockIdx.y / DECODE_TILES, row0, blocks, partials,
-                         whole, scale);
+                         whole, scale, sinks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, DECODE_BLOCKS)
     attention_decode(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
-                     float scale) {
-    decode<false>(q, cache, out, sequences, blocks, nullptr, 0, scale);
+                     float scale SINKS_PARAMETER) {
+    decode<false>(q, cache, out, sequences, blocks, nullptr, 0, scale, sinks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, DECODE_BLOCKS)
     attention_split(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
-                    float* partials, int whole, float scale) {
-    decode<true>(q, cache, out, sequences, blocks, partials, whole, scale);
+                    float* partials, int whole, float scale SINKS_PARAMETER) {
+    decode<true>(q, cache, out, sequences, blocks, partials, whole, scale, sinks);
 }
 
 // One block per sequence and head: folds what `attention_split` left, a thread per column.
 constexpr int FOLD_THREADS = (HEAD_DIM + 31) / 32 * 32;
 
 extern "C" __global__ void __launch_bounds__(FOLD_THREADS)
-    attention_fold(const float* partials, ELEMENT* out, const Sequence* sequences, int whole) {
+    attention_fold(const float* partials, ELEMENT* out, const Sequence* sequences, int whole SINKS_PARAMETER) {
     constexpr int RUN = 128;
     __shared__ float before[RUN], of[RUN], sums[RUN];
     let_next_start();
@@ -542,8 +570,15 @@ extern "C" __global__ void __launch_bounds__(FOLD_THREADS)
             }
         __syncthreads();
     }
+    if constexpr (SINKS) {
+        // The maximum is known to the first warp alone.
+        if (threadIdx.x == 0) before[0] = max;
+        __syncthreads();
+        max = before[0];
+    }
     if (column < HEAD_DIM)
-        out[(u64(s.q_start) * HEADS + blockIdx.y) * HEAD_DIM + column] = from_f32<ELEMENT>(mul(total, __fdiv_rn(1.0f, sum)));
+        out[(u64(s.q_start) * HEADS + blockIdx.y) * HEAD_DIM + column] =
+            from_f32<ELEMENT>(mul(total, last_factor(max, sum, sinks, blockIdx.y)));
 }
 
 // Which sequence and tile of PREFILL_ROWS rows a block does: a scan over the sequences that prefill takes.
@@ -576,12 +611,12 @@ __device__ __forceinline__ bool find_tile(const Sequence* sequences, int n, int 
 // One block per tile of PREFILL_ROWS rows (query, head of the group) of a sequence under a key-value head.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_prefill(const ELEMENT* q, const u8* cache, ELEMENT* out, const Sequence* sequences, const int* blocks,
-                      int n_sequences, float scale) {
+                      int n_sequences, float scale SINKS_PARAMETER) {
     let_next_start();
     wait_for_previous();
     int index, tile;
     // The last tiles of a sequence see most, so they begin first.
     if (!find_tile(sequences, n_sequences, gridDim.x - 1 - blockIdx.x, index, tile)) return;
     attend<PREFILL_SHARE, false>(q, cache, out, sequences, index, blockIdx.y, tile * PREFILL_ROWS, blocks, nullptr, 0,
-                                 scale);
+                                 scale, sinks);
 }

@@ -2,20 +2,22 @@
 //!
 //! The row at position `i` sees positions `max(0, i - window + 1)..=i` of its sequence, `kernel.cu` (16-bit) or `plain.cu`
 //! (the rest) doing the same to it whatever the rest of the step:
-//! - leaves of 128 absolute positions; scores are `mma.m16n8k16` over ascending d, times `scale`; what a row does not
-//!   see is minus infinity; the leaf's own maximum; `exp(s - max)` by the special-function unit, rounded to `D`;
+//! - leaves of 128 absolute positions; scores are `mma.m16n8k16` over ascending d, times `scale`, then capped by the
+//!   special-function unit (`softcap_fast`); what a row does not see is minus infinity; the leaf's own maximum;
+//!   `exp(s - max)` by the special-function unit, rounded to `D`;
 //! - `o` sums weights x values by `mma` from zero over ascending positions, a leaf at a time; the sum of the rounded
 //!   weights is one more column of the same product, of ones;
 //! - leaves are folded left in f32: `m = max(a, b)`, `fa = exp(a - m)`, `fb = exp(b - m)`, `acc = acc_a fa + acc_b fb`
-//!   unfused, from a state of maximum minus infinity and zeros; a leaf of which a row sees nothing is left out;
-//!   `o (1 / sum)` is rounded once.
+//!   unfused, from a state of maximum minus infinity and zeros; a leaf of which a row sees nothing is left out; a sink is
+//!   one more leaf, folded last, of maximum `sinks[head]`, sum 1 and no value; `o (fa (1 / sum))` is rounded once, `fa`
+//!   being the sink's, or 1.
 //!
 //! A product of zeros adds nothing, so rows of other positions and of other queries share the tiles. Positions that no
 //! row of a tile sees read as zeros, whatever the cache holds there; where a leaf that is cut for some row gives an
 //! infinity or NaN, its values are summed again for each row by itself. So nothing that a row does not see reaches it.
 //!
-//! `plain.cu` multiplies and adds fused in f32 over the same leaves, sums weights by a butterfly over the leaf, and
-//! divides.
+//! `plain.cu` multiplies and adds fused in f32 over the same leaves, caps as `numerics::activation` does, sums weights by a
+//! butterfly over the leaf, and divides.
 
 use lathe_device::{Arg, Extent, StepTable, Symbol, When};
 use lathe_numerics::{ATTENTION_LEAF, DType};
@@ -71,13 +73,18 @@ pub struct Problem {
     pub max_tokens: usize,
     /// Positions that a row sees, itself included; all where absent.
     pub window: Option<u32>,
+    /// Bound that scaled scores are squashed into; none where absent.
+    pub softcap: Option<f32>,
+    /// There is a third input, the scores of attention sinks.
+    pub sinks: bool,
 }
 
-/// Inputs q `D[t, heads head_dim]`, cache (the layer in block 0); output `D[t, heads head_dim]`. 16-byte alignment. A
+/// Inputs q `D[t, heads head_dim]`, cache (the layer in block 0), sinks `f32[heads]` if there are any; output `D[t, heads head_dim]`. 16-byte alignment. A
 /// workspace of `f32[s, ..]` where leaves of a sequence may go to several blocks.
 ///
 /// # Errors
-/// `Unsupported` for dtypes and for heads that are no multiple of kv_heads, `Shape` for sizes of zero.
+/// `Unsupported` for dtypes, for heads that are no multiple of kv_heads and for a cap that is not a finite number above 0,
+/// `Shape` for sizes of zero.
 pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
     float(NAME, p.dtype)?;
     float(NAME, p.kv_dtype)?;
@@ -89,6 +96,10 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
     at_least(NAME, "window", 1, p.window.map_or(1, |w| w as usize))?;
     if !p.heads.is_multiple_of(p.kv_heads) {
         let what = format!("{} heads on {} kv_heads; they must divide", p.heads, p.kv_heads);
+        return Err(KernelError::Unsupported { kernel: NAME, what });
+    }
+    if let Some(cap) = p.softcap.filter(|cap| !cap.is_finite() || *cap <= 0.0) {
+        let what = format!("a soft cap of {cap}; it must be a finite number above 0");
         return Err(KernelError::Unsupported { kernel: NAME, what });
     }
     let tensor_cores = p.dtype != DType::F32
@@ -165,7 +176,14 @@ fn macros(p: &Problem) -> Vec<(&'static str, String)> {
         ("BLOCK", p.block.to_string()),
         ("BLOCK_BYTES", format!("{}ull", p.block_bytes)),
         ("WINDOW", p.window.unwrap_or(0).to_string()),
+        ("SOFTCAP", format!("{:?}f", p.softcap.unwrap_or(0.0))),
+        ("SINKS", u32::from(p.sinks).to_string()),
     ]
+}
+
+/// The last argument of kernels that write rows.
+fn sinks(p: &Problem) -> &'static [Arg] {
+    if p.sinks { &[Arg::Input(2)] } else { &[] }
 }
 
 fn by_tensor_cores(p: &Problem) -> Launches {
@@ -189,7 +207,7 @@ fn by_tensor_cores(p: &Problem) -> Launches {
     let tiles = || Extent::fixed((p.kv_heads * decode_tiles(p)) as u32);
     let tables = [Arg::Table(StepTable::Sequences), Arg::Table(StepTable::Blocks)];
     let operands = || [&[Arg::Input(0), Arg::Input(1), Arg::Output(0)][..], &tables].concat();
-    let args = |more: &[Arg]| [&operands()[..], more, &[Arg::F32(p.scale)]].concat();
+    let args = |more: &[Arg]| [&operands()[..], more, &[Arg::F32(p.scale)], sinks(p)].concat();
 
     // Few sequences leave the device idle unless several blocks share one. Many fill it; then a long one among them
     // must not be the work of one block.
@@ -203,7 +221,8 @@ fn by_tensor_cores(p: &Problem) -> Launches {
         let with = args(&[Arg::Output(1), whole]);
         stages.push(stage("attention_split", when, grid, THREADS, decode_bytes(p), with));
         let grid = [sequences(), Extent::fixed(p.heads as u32), Extent::fixed(1)];
-        let with = vec![Arg::Output(1), Arg::Output(0), Arg::Table(StepTable::Sequences), whole];
+        let with = [Arg::Output(1), Arg::Output(0), Arg::Table(StepTable::Sequences), whole];
+        let with = [&with, sinks(p)].concat();
         let fold = stage("attention_fold", when, grid, p.head_dim.next_multiple_of(32), 0, with);
         stages.push(Stage { cost: Cost::default(), ..fold });
     };
@@ -255,6 +274,16 @@ fn plain(p: &Problem) -> Launches {
     let mut defines = macros(p);
     defines.push(("KV_ELEMENT", element(p.kv_dtype).into()));
     let name = format!("{NAME}-plain-{}-{}-{}x{}x{}", p.dtype, p.kv_dtype, p.heads, p.kv_heads, p.head_dim);
+    let mut args = vec![
+        Arg::Input(0),
+        Arg::Input(1),
+        Arg::Output(0),
+        Arg::Table(StepTable::RowSequence),
+        Arg::Table(StepTable::Sequences),
+        Arg::Table(StepTable::Blocks),
+        Arg::F32(p.scale),
+    ];
+    args.extend(sinks(p));
     let stage = Stage {
         source: Source::new(name, PLAIN, defines),
         entry: "attention_plain",
@@ -263,15 +292,7 @@ fn plain(p: &Problem) -> Launches {
         block: ATTENTION_LEAF as u32,
         shared_bytes: 0,
         dependent: true,
-        args: vec![
-            Arg::Input(0),
-            Arg::Input(1),
-            Arg::Output(0),
-            Arg::Table(StepTable::RowSequence),
-            Arg::Table(StepTable::Sequences),
-            Arg::Table(StepTable::Blocks),
-            Arg::F32(p.scale),
-        ],
+        args,
         cost: cost(p),
     };
     Launches { stages: vec![stage], workspaces: vec![] }

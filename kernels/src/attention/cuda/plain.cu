@@ -2,7 +2,7 @@
 // One block per row and head, a thread per position of a leaf, then a thread per column; the order of summation is in
 // mod.rs.
 // Macros: ELEMENT of q and output, KV_ELEMENT; HEADS, KV_HEADS, HEAD_DIM; BLOCK positions of BLOCK_BYTES bytes over all
-// layers; WINDOW positions that a row sees, 0 for all.
+// layers; WINDOW positions that a row sees, 0 for all; SOFTCAP of the scores, 0.0f for none; SINKS if there are any, 1 or 0.
 #include "lathe.cuh"
 #include "step.cuh"
 using namespace lathe;
@@ -12,11 +12,17 @@ constexpr int THREADS = LEAF;
 constexpr int WARPS = THREADS / 32;
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int COLUMNS = (HEAD_DIM + THREADS - 1) / THREADS;
+// The last parameter where there are sinks: one per head.
+#if SINKS
+#define SINKS_PARAMETER , const float* sinks
+#else
+#define SINKS_PARAMETER
+#endif
 #define ABSENT __uint_as_float(0xff800000u)  // minus infinity
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_plain(const ELEMENT* q, const u8* cache, ELEMENT* out, const int* row_sequence, const Sequence* sequences,
-                    const int* blocks, float scale) {
+                    const int* blocks, float scale SINKS_PARAMETER) {
     __shared__ float query[HEAD_DIM];
     __shared__ float weights[LEAF];
     __shared__ float partial[2][WARPS];
@@ -49,6 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             float dot = 0.0f;
             for (int d = 0; d < HEAD_DIM; d++) dot = __fmaf_rn(query[d], to_f32(k[d]), dot);
             score = mul(dot, scale);
+            if constexpr (SOFTCAP > 0.0f) score = softcap_portable(score, SOFTCAP);
         }
         float largest = score;
 #pragma unroll
@@ -82,6 +89,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         __syncthreads();
     }
+#if SINKS
+    // One more leaf, without values.
+    float sink = sinks[head], m = fmaxf(max, sink);
+    float before = exp_fast(__fsub_rn(max, m));
+    sum = add(mul(sum, before), exp_fast(__fsub_rn(sink, m)));
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) total[c] = mul(total[c], before);
+#endif
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) {
         int column = c * THREADS + threadIdx.x;

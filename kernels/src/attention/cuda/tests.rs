@@ -18,6 +18,8 @@ fn problem(heads: usize, kv_heads: usize, head_dim: usize) -> Problem {
         max_seqs: 256,
         max_tokens: 2048,
         window: None,
+        softcap: None,
+        sinks: false,
     }
 }
 
@@ -110,6 +112,17 @@ fn windows_bound_the_leaves() {
 }
 
 #[test]
+fn sinks_go_to_what_writes_rows() {
+    for dtype in [DType::BF16, DType::F32] {
+        let p = Problem { dtype, kv_dtype: dtype, ..problem(32, 8, 128) };
+        let with = launches(&Problem { sinks: true, ..p }).unwrap();
+        for (with, without) in with.stages.iter().zip(launches(&p).unwrap().stages) {
+            assert_eq!(with.args, [&without.args[..], &[Arg::Input(2)]].concat());
+        }
+    }
+}
+
+#[test]
 fn what_tensor_cores_do_not_take_goes_the_plain_way() {
     let plain = |p: Problem| launches(&p).unwrap().stages[0].entry == "attention_plain";
     let p = problem(8, 2, 64);
@@ -128,4 +141,7 @@ fn refusals_name_what_is_wrong() {
     assert!(launches(&problem(0, 1, 64)).is_err());
     assert!(launches(&Problem { dtype: DType::I32, ..problem(8, 8, 64) }).is_err());
     assert!(launches(&Problem { window: Some(0), ..problem(8, 8, 64) }).is_err());
+    for cap in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert!(launches(&Problem { softcap: Some(cap), ..problem(8, 8, 64) }).is_err());
+    }
 }

@@ -13,6 +13,11 @@ use crate::{Operands, Rig, bytes};
 pub const MIXED: Case = Case { name: "attention: chunk and decode", run: mixed };
 /// A chunk of heads whose rows two warps share.
 pub const WIDE: Case = Case { name: "attention: wide heads", run: wide };
+/// A window over a leaf's border, a soft cap and sinks, for a chunk, decodes, and a row again as a decode.
+pub const FEATURED: Case = Case { name: "attention: window, cap and sinks", run: featured };
+/// The same in f32.
+pub const PLAIN_FEATURED: Case =
+    Case { name: "attention: window, cap and sinks in f32", run: plain_featured };
 /// f32.
 pub const PLAIN: Case = Case { name: "attention: f32", run: plain };
 
@@ -31,6 +36,8 @@ fn problem(heads: usize, kv_heads: usize, head_dim: usize, dtype: DType) -> Prob
         max_seqs: 8,
         max_tokens: 64,
         window: None,
+        softcap: None,
+        sinks: false,
     }
 }
 
@@ -53,7 +60,21 @@ fn tokens(p: &Problem, seed: u32, len: usize) -> Tokens {
 struct Part<'a>(&'a Tokens, usize, usize);
 
 fn mixed(rig: &mut Rig, edit: &Edit) -> Result<()> {
+    ragged(rig, edit, problem(4, 2, 64, DType::BF16))
+}
+
+fn featured(rig: &mut Rig, edit: &Edit) -> Result<()> {
     let p = problem(4, 2, 64, DType::BF16);
+    ragged(rig, edit, Problem { window: Some(20), softcap: Some(1.5), sinks: true, ..p })
+}
+
+fn plain_featured(rig: &mut Rig, edit: &Edit) -> Result<()> {
+    let p = problem(2, 1, 20, DType::F32);
+    let p = Problem { window: Some(20), softcap: Some(1.5), sinks: true, ..p };
+    check(rig, edit, &p, &[Part(&tokens(&p, 5, 140), 130, 2)]).map(|_| ())
+}
+
+fn ragged(rig: &mut Rig, edit: &Edit, p: Problem) -> Result<()> {
     let (a, b) = (tokens(&p, 5, 140), tokens(&p, 50, 300));
     let chunk = check(rig, edit, &p, &[Part(&a, 107, 33), Part(&b, 126, 1), Part(&b, 299, 1)])?;
     let alone = check(rig, edit, &p, &[Part(&a, 139, 1)])?;
@@ -71,6 +92,11 @@ fn plain(rig: &mut Rig, edit: &Edit) -> Result<()> {
     check(rig, edit, &p, &[Part(&tokens(&p, 5, 140), 130, 2)]).map(|_| ())
 }
 
+/// Sinks about as large as the largest scores, other for every head.
+fn sinks(p: &Problem) -> Option<Vec<f32>> {
+    p.sinks.then(|| (0..p.heads).map(|h| 1.5 - h as f32 * 0.8).collect())
+}
+
 fn expected(p: &Problem, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
     let kv_head = head * p.kv_heads / p.heads;
     let pick = |x: &[f32]| -> Vec<f32> {
@@ -78,7 +104,7 @@ fn expected(p: &Problem, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
         rows.flatten().copied().collect()
     };
     let q = &t.q[(row * p.heads + head) * p.head_dim..][..p.head_dim];
-    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale, p.window, None, None)
+    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale, p.window, p.softcap, sinks(p).map(|s| s[head]))
 }
 
 /// A step with a row and a sequence of padding against the reference, over a cache that is NaN but for what the
@@ -130,7 +156,8 @@ fn check(rig: &mut Rig, edit: &Edit, p: &Problem, parts: &[Part]) -> Result<Vec<
     ];
     let cache = rig.buffer("cache", &cache)?;
     // The second of two layers.
-    let inputs = vec![q_at, cache.add(layer as u64)];
+    let sinks = sinks(p).map(|s| rig.f32s("sinks", &s)).transpose()?;
+    let inputs = [q_at, cache.add(layer as u64)].into_iter().chain(sinks).collect();
     let mut operands = Operands { inputs, outputs: vec![out], tables };
     super::feed(rig, &mut launches, &mut operands, Arg::Input(0), &bytes::of(p.dtype, &q))?;
     let mut step = symbols(row_sequence.len(), sequences.len(), 1);

@@ -3,7 +3,7 @@
 use lathe_device::Extent;
 use lathe_kernels::cuda::Launches;
 
-use super::attention::{MIXED, PLAIN, WIDE};
+use super::attention::{FEATURED, MIXED, PLAIN, PLAIN_FEATURED, WIDE};
 use super::fused::FUSED;
 use super::gemm::{F32, RESIDUAL, RING, SHALLOW, SLICES};
 use super::rms_norm::NORM;
@@ -448,9 +448,110 @@ const ATTENTION: &[Mutant] = &[
             "if (valid) cp_async16(to + row * PITCH + piece * 16, from + row * (HEAD_DIM * 2) + piece * 16);",
         )],
     ),
+    text(
+        &FEATURED,
+        Class::Mask,
+        "a window of one position more",
+        &[("max(0, position - WINDOW + 1)", "max(0, position - WINDOW)")],
+    ),
+    text(
+        &FEATURED,
+        Class::Mask,
+        "a window of one position less",
+        &[("max(0, position - WINDOW + 1)", "max(0, position - WINDOW + 2)")],
+    ),
+    text(
+        &FEATURED,
+        Class::Mask,
+        "a window of whole leaves",
+        &[("max(0, position - WINDOW + 1)", "max(0, position - WINDOW + 1) / LEAF * LEAF")],
+    ),
+    text(
+        &FEATURED,
+        Class::Mask,
+        "all rows of a tile see the window of the first",
+        &[(
+            "bool seen = position <= rows.last[row] && (WINDOW == 0 || position >= rows.first[row]);",
+            "bool seen = position <= rows.last[row];",
+        )],
+    ),
+    text(
+        &FEATURED,
+        Class::Score,
+        "dots are capped before they are scaled",
+        &[(
+            "    float s = mul(dot, scale);\n    if constexpr (SOFTCAP > 0.0f) s = softcap_fast(s, SOFTCAP);\n    return s;",
+            "    return mul(softcap_fast(dot, SOFTCAP), scale);",
+        )],
+    ),
+    text(
+        &FEATURED,
+        Class::Score,
+        "scores are not capped",
+        &[("if constexpr (SOFTCAP > 0.0f) s = softcap_fast(s, SOFTCAP);", "")],
+    ),
+    text(
+        &FEATURED,
+        Class::Fold,
+        "values keep their scale when the sink is folded in",
+        &[("return mul(before, __fdiv_rn(1.0f, sum));", "return __fdiv_rn(1.0f, sum);")],
+    ),
+    text(
+        &FEATURED,
+        Class::Fold,
+        "the sink's sum is nothing",
+        &[(
+            "fold_one(max, sum, sinks[head], 1.0f, before, of);",
+            "fold_one(max, sum, sinks[head], 0.0f, before, of);",
+        )],
+    ),
+    text(
+        &FEATURED,
+        Class::Head,
+        "the sink of another head",
+        &[("fold_one(max, sum, sinks[head],", "fold_one(max, sum, sinks[head / GROUP],")],
+    ),
+    text(
+        &FEATURED,
+        Class::Barrier,
+        "no barrier before the maximum of all leaves is read",
+        &[("before[0] = max;\n        __syncthreads();", "before[0] = max;")],
+    ),
+    host(&FEATURED, Class::Launch, "sinks are not passed to the fold", |l| {
+        let folds = l.stages.iter_mut().filter(|s| s.entry == "attention_fold");
+        folds.for_each(|s| s.args.truncate(4));
+    }),
 ];
 
 const ATTENTION_F32: &[Mutant] = &[
+    text(
+        &PLAIN_FEATURED,
+        Class::Mask,
+        "a window of one position more",
+        &[("max(0, position - WINDOW + 1)", "max(0, position - WINDOW)")],
+    ),
+    text(
+        &PLAIN_FEATURED,
+        Class::Mask,
+        "a window of whole leaves",
+        &[("max(0, position - WINDOW + 1)", "max(0, position - WINDOW + 1) / LEAF * LEAF")],
+    ),
+    text(
+        &PLAIN_FEATURED,
+        Class::Score,
+        "dots are capped before they are scaled",
+        &[(
+            "score = mul(dot, scale);\n            if constexpr (SOFTCAP > 0.0f) score = softcap_portable(score, SOFTCAP);",
+            "score = mul(softcap_portable(dot, SOFTCAP), scale);",
+        )],
+    ),
+    text(
+        &PLAIN_FEATURED,
+        Class::Fold,
+        "values keep their scale when the sink is folded in",
+        &[("total[c] = mul(total[c], before);", "total[c] = mul(total[c], 1.0f);")],
+    ),
+    text(&PLAIN_FEATURED, Class::Head, "the sink of another head", &[("sinks[head]", "sinks[head / GROUP]")]),
     text(
         &PLAIN,
         Class::Barrier,

@@ -63,6 +63,8 @@ pub enum Class {
     Fold,
     /// Another function of a sum, or before its bias.
     Epilogue,
+    /// Another function of a dot product.
+    Score,
     /// Another number of slices of K.
     Slices,
     /// Memory of the launch before, touched before the wait for it.
@@ -96,6 +98,7 @@ impl Class {
         Class::Mask,
         Class::Fold,
         Class::Epilogue,
+        Class::Score,
         Class::Slices,
         Class::Dependent,
         Class::Update,

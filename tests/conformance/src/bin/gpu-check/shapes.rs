@@ -240,6 +240,8 @@ impl Shape {
             max_seqs: self.max_seqs,
             max_tokens: self.max_rows as usize,
             window: None,
+            softcap: None,
+            sinks: false,
         };
         let rows = load.tokens() * self.q();
         let cache = load.sequences * load.context.div_ceil(BLOCK) * self.block_bytes() / 2;
