@@ -81,7 +81,7 @@ pub enum Class {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Class; 22] = [
+    pub const ALL: [Class; 23] = [
         Class::Barrier,
         Class::CopyWait,
         Class::Commit,
