@@ -2,6 +2,7 @@
 
 mod cache;
 mod cases;
+mod contention;
 mod kernels;
 mod machine;
 mod peer;
@@ -32,6 +33,11 @@ enum Command {
     Kernels(kernels::Args),
     /// From exec to /ready and to the first token of `runtime serve`
     Start(start::Args),
+    /// Throughput beside another busy process
+    Contention(contention::Args),
+    /// Keeps the first core busy until it is ended
+    #[command(hide = true)]
+    Burn,
     /// Runs the cases of standard input ("SEQUENCES PROMPT NEW" a line) on a plan, times to standard output
     Worker {
         /// Plan
@@ -53,6 +59,8 @@ fn main() -> anyhow::Result<()> {
         Command::Peers(args) => peers::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Start(args) => start::run(&args),
+        Command::Contention(args) => contention::run(&args),
+        Command::Burn => contention::burn(),
         Command::Worker { plan, threads, isa, trace } => {
             let trace = if trace { Some(trace::Trace::install()?) } else { None };
             worker::serve(&plan, threads, isa, trace.as_ref())

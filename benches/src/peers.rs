@@ -260,8 +260,11 @@ pub fn run(args: &Args) -> Result<()> {
                 .iter()
                 .flatten()
                 .map(|h| {
-                    let (p, d) = (Rate::Prefill.of(case, h), Rate::Decode.of(case, h));
-                    format!("{p:.1} {d:.2} tok/s ({:.2} others)", h.others)
+                    let d = format!("{:.2} tok/s ({:.2} others)", Rate::Decode.of(case, h), h.others);
+                    match case.extra {
+                        Extra::Kept => d,
+                        _ => format!("{:.1} {d}", Rate::Prefill.of(case, h)),
+                    }
                 })
                 .collect();
             eprintln!("round {round}, {:12}: prefill, decode {}", case.name, shown.join(" : "));
