@@ -243,7 +243,7 @@ fn no_kernel_of_a_small_model_spills() {
     }
 }
 
-/// Attention of every head size with each of its features, and with all of them.
+/// Attention of every head size, without its features and with all of them.
 #[test]
 fn no_attention_spills() {
     for arch in ["sm_80", "sm_90"] {
@@ -268,7 +268,11 @@ fn no_attention_spills() {
             let windowed = Problem { window: Some(4096), ..plain };
             let all = Problem { softcap: Some(50.0), sinks: true, ..windowed };
             let capped = Problem { softcap: Some(30.0), ..plain };
-            let one = [plain, windowed, capped, Problem { sinks: true, ..plain }, all];
+            // Each feature by itself where most models are, else none and all: a module takes seconds to compile.
+            let one = match (arch, head_dim) {
+                ("sm_80", 128) => vec![plain, windowed, capped, Problem { sinks: true, ..plain }, all],
+                _ => vec![plain, all],
+            };
             nodes.extend(one.iter().map(|p| attention::cuda::launches(p).unwrap()));
         }
         report("attention", DType::BF16, arch, &nodes);

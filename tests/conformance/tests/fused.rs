@@ -302,7 +302,7 @@ fn rotation_and_append_behind_a_projection() -> Result<()> {
 #[test]
 fn partial_rotation_is_launched_apart() -> Result<()> {
     let mut rig = Rig::chosen(true)?;
-    for (head_dim, rotary) in [(64, 32), (80, 80), (32, 0)] {
+    for (head_dim, rotary) in [(64, 32), (80, 80), (32, 8)] {
         let tail = Tail::RopeAppend(rope(2, 1, head_dim, rotary, DType::BF16));
         let p = problem(4 * head_dim, 64, DType::BF16);
         check(&mut rig, p, Fused { norm: Some(EPS), tail }, 0, 3, &[1, 9])?;

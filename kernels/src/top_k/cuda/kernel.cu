@@ -1,9 +1,9 @@
-// The K largest of N logits with their softmax weights, a warp per row; then choices by expert, a warp per expert.
-// Order and bits: top_k/mod.rs. Macros: N, K, OVER_ALL (0 or 1), THREADS.
+// The K largest of EXPERTS logits with their softmax weights, a warp per row; then choices by expert, a warp per expert.
+// Order and bits: top_k/mod.rs. Macros: EXPERTS, K, OVER_ALL (0 or 1), THREADS.
 #include "step.cuh"
 using namespace lathe;
 
-enum : int { WARPS = THREADS / 32, EACH = (N + 31) / 32, MINE = (K + 31) / 32 };
+enum : int { WARPS = THREADS / 32, EACH = (EXPERTS + 31) / 32, MINE = (K + 31) / 32 };
 
 // Larger for logits that come first: by value, then by lower id; NaN is below all numbers, a lane without logit below NaN.
 __device__ __forceinline__ u64 key(float logit, int id) {
@@ -39,10 +39,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         return;
     }
-    logits += u64(row) * N;
+    logits += u64(row) * EXPERTS;
     float mine[EACH];
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) mine[i] = i * 32 + lane < N ? logits[i * 32 + lane] : 0.0f;
+    for (int i = 0; i < EACH; ++i) mine[i] = i * 32 + lane < EXPERTS ? logits[i * 32 + lane] : 0.0f;
 
     u64 below = ~0ull;
     float max = 0.0f, sum = 0.0f, chosen[MINE];
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
             u64 k = key(mine[i], i * 32 + lane);
-            if (i * 32 + lane < N && k < below && k > best) best = k;
+            if (i * 32 + lane < EXPERTS && k < below && k > best) best = k;
         }
         below = warp_max(best);
         int id = int(0xffffffffu - u32(below));
@@ -72,8 +72,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < EACH; ++i) {
             float low = exp_portable(add(mine[i], -max));
             float high = __shfl_down_sync(~0u, low, 16);
-            if (i * 32 + lane < N) sum = add(sum, low);
-            if (i * 32 + lane + 16 < N) sum = add(sum, high);
+            if (i * 32 + lane < EXPERTS) sum = add(sum, low);
+            if (i * 32 + lane + 16 < EXPERTS) sum = add(sum, high);
         }
 #pragma unroll
         for (int distance = 8; distance > 0; distance /= 2) sum = add(sum, __shfl_down_sync(~0u, sum, distance));
@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group(const int* ids, int*
     let_next_start();
     int lane = threadIdx.x % 32, expert = int(blockIdx.x) * WARPS + threadIdx.x / 32, choices = m * K;
     wait_for_previous();
-    if (expert > N) return;
+    if (expert > EXPERTS) return;
     int before = 0;
     for (int i = lane; i < choices; i += 32) {
         int id = ids[i];
@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group(const int* ids, int*
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) before += __shfl_xor_sync(~0u, before, distance);
     if (lane == 0) starts[expert] = before;
-    if (expert == N) return;
+    if (expert == EXPERTS) return;
     for (int first = 0; first < choices; first += 32) {
         bool mine = first + lane < choices && ids[first + lane] == expert;
         u32 who = __ballot_sync(~0u, mine);

@@ -41,7 +41,7 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
     at_most(NAME, "choices", i32::MAX as usize - 32, choices)?;
     let defines = vec![
         ("K", p.k.to_string()),
-        ("N", p.n.to_string()),
+        ("EXPERTS", p.n.to_string()),
         ("OVER_ALL", u32::from(p.over == Over::All).to_string()),
         ("THREADS", THREADS.to_string()),
     ];
