@@ -604,8 +604,10 @@ impl EngineThread {
             }
             plan.positions.extend(part.start..end);
             let blocks_start = plan.blocks.first().map_or(0, Vec::len) as u32;
+            let n_blocks = end.div_ceil(self.scheduler.limits().block_tokens);
             for (group, blocks) in plan.blocks.iter_mut().enumerate() {
-                blocks.extend(self.scheduler.block_table(group, part.slot).iter().map(|block| block.0));
+                let table = self.scheduler.block_table(group, part.slot);
+                blocks.extend(table.iter().take(n_blocks as usize).map(|block| block.0));
             }
             plan.seqs.push(SeqStep {
                 slot,
@@ -613,7 +615,7 @@ impl EngineThread {
                 q_len: part.len,
                 kv_len: end,
                 blocks_start,
-                blocks_len: plan.blocks.first().map_or(0, Vec::len) as u32 - blocks_start,
+                blocks_len: n_blocks,
                 adapter: None,
             });
             for position in part.sample_rows.clone() {

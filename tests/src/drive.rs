@@ -295,8 +295,10 @@ fn fill(
         }
         let q_start = plan.tokens.len() as u32;
         let blocks_start = plan.blocks[0].len() as u32;
+        let n_blocks = (s.start + s.len).div_ceil(engine.info().block_tokens) as usize;
         for (group, blocks) in plan.blocks.iter_mut().enumerate() {
-            blocks.extend(scheduler.block_table(group, s.slot).iter().map(|b| b.0));
+            let table = scheduler.block_table(group, s.slot);
+            blocks.extend(table[..n_blocks].iter().map(|b| b.0));
         }
         for position in s.start..s.start + s.len {
             plan.tokens.push(TokenSource::Literal(state.ids[position as usize]));
@@ -308,7 +310,7 @@ fn fill(
             q_len: s.len,
             kv_len: s.start + s.len,
             blocks_start,
-            blocks_len: plan.blocks[0].len() as u32 - blocks_start,
+            blocks_len: n_blocks as u32,
             adapter: None,
         });
         for position in s.sample_rows.clone() {

@@ -12,10 +12,11 @@ const WINDOW: Option<u32> = Some(64);
 const SLIDING: BlockGroup = BlockGroup { n_blocks: 176, window: WINDOW };
 const FULL: BlockGroup = BlockGroup { n_blocks: 192, window: None };
 
-/// Requests of which some run over five windows.
+/// Half of them run over up to five windows, half are short and many of those fit into few blocks until they grow.
 fn requests(n: usize) -> Vec<Request> {
     let long = mixed().into_iter().filter(|r| r.prompt.len() > 80 || r.max_new > 60);
-    long.chain(mixed().into_iter().filter(|r| r.prompt.len() < 40)).take(n).collect()
+    let short = mixed().into_iter().filter(|r| r.prompt.len() < 40 && r.max_new < 60);
+    long.take(n / 2).chain(short.take(n / 2)).collect()
 }
 
 #[test]
@@ -29,7 +30,7 @@ fn a_window_has_a_pool_of_what_it_needs() {
 
 #[test]
 fn company_chunks_and_preemption_do_not_show() {
-    let requests = requests(32);
+    let requests = requests(40);
     let order: Vec<usize> = (0..requests.len()).rev().collect();
     let without = alone(&mut load(&plan("bfloat16", "bf16", "cpu"), 2, None).unwrap(), &requests);
     for types in [ALL_SLIDE, ONE_SLIDES[0], ONE_SLIDES[1]] {
@@ -44,8 +45,12 @@ fn company_chunks_and_preemption_do_not_show() {
             let (got, _) = run(&mut engine, &requests, &order, &conditions).unwrap();
             same(&want, &got, &format!("in company, {types:?}, chunk {chunk:?}"));
         }
-        let conditions = Conditions { n_blocks: Some(17), ..Conditions::default() };
-        let (got, preemptions) = run(&mut engine, &requests, &order, &conditions).unwrap();
+        // Prompts of few blocks come in side by side, and their answers grow.
+        let small = requests.iter().zip(&want).filter(|(r, _)| r.prompt.len() < 90);
+        let (small, want): (Vec<Request>, Vec<_>) = small.map(|(r, w)| (r.clone(), w.clone())).unzip();
+        let order: Vec<usize> = (0..small.len()).collect();
+        let conditions = Conditions { n_blocks: Some(12), ..Conditions::default() };
+        let (got, preemptions) = run(&mut engine, &small, &order, &conditions).unwrap();
         assert!(preemptions > 0, "{types:?}: no preemption was forced");
         same(&want, &got, &format!("after preemption, {types:?}"));
     }
@@ -74,7 +79,7 @@ fn kv_bytes_and_logits_do_not_depend_on_the_way_there() {
 #[test]
 fn a_device_keeps_windows_too() {
     let plan = windowed(ONE_SLIDES[0], "cpu,sm_80");
-    let requests: Vec<Request> = requests(64).into_iter().step_by(5).take(8).collect();
+    let requests: Vec<Request> = requests(12);
     assert!(requests.iter().any(|r| r.prompt.len() > 200));
     let order: Vec<usize> = (0..requests.len()).rev().collect();
     let mut engine = emulate(&plan, Emulation::default()).unwrap();

@@ -85,6 +85,9 @@ impl StepCheck {
             let (lists, groups) = (step.blocks.len(), limits.groups.len());
             return Err(format!("{lists} lists of blocks for {groups} cache groups"));
         }
+        if step.blocks.windows(2).any(|pair| pair[0].len() != pair[1].len()) {
+            return Err("lists of blocks differ in length: a sequence has the same place in each".into());
+        }
         self.slot_seen.fill(false);
         let mut next_row = 0;
         for s in &step.seqs {
@@ -291,7 +294,9 @@ mod tests {
             ("slot 2 has fewer than 2 blocks in group 0", |s| s.seqs[0].blocks_len = 1),
             ("slot 2 has fewer than 2 blocks in group 0", |s| s.seqs[0].blocks_start = 2),
             ("slot 2 has fewer than 2 blocks in group 0", |s| s.seqs[0].blocks_start = u32::MAX),
-            ("slot 2 has fewer than 2 blocks in group 1", |s| s.blocks[1].truncate(2)),
+            ("lists of blocks differ in length: a sequence has the same place in each", |s| {
+                s.blocks[1].truncate(2);
+            }),
             ("block 6; the pool of group 0 has 6", |s| s.blocks[0][2] = 6),
             ("block 4; the pool of group 1 has 4", |s| s.blocks[1][1] = 4),
             ("slot 2 sees its entry 0 of group 0, no block", |s| s.blocks[0][1] = NO_BLOCK),

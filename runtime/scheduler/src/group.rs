@@ -1,7 +1,7 @@
 //! The blocks of one cache group: a pool, and a table per slot.
 //!
-//! All tables of a sequence have the same length in every group: entry `i` is the block of positions `i * block..`. In a
-//! group with a window, entries that no row to come sees are [`BlockId::NONE`] and their blocks are free again.
+//! Entry `i` of a sequence's table is the block of positions `i * block..`, in every group; a table covers what is
+//! scheduled, and without a window what was promised. In a group with a window, entries that no row to come sees are [`BlockId::NONE`] and their blocks are free again.
 //!
 //! Without a window a prompt takes its blocks at once when it is admitted. With one it takes them chunk by chunk, as
 //! many as it needs at once are promised to it: nobody else may take them, so a prompt under way never waits.

@@ -187,7 +187,8 @@ impl Scheduler {
     }
 
     /// KV blocks of a slot in one cache group, in position order: entry `i` is that of positions `i * block_tokens..`,
-    /// [`BlockId::NONE`] where no row to come sees it. Empty when the slot is free.
+    /// [`BlockId::NONE`] where no row to come sees it. It covers what is scheduled, in some groups more. Empty when the
+    /// slot is free.
     pub fn block_table(&self, group: usize, slot: Slot) -> &[BlockId] {
         self.groups.get(group).map_or(&[], |group| group.table(slot))
     }
