@@ -27,6 +27,7 @@ fn shapes() -> Vec<(Value, Value)> {
     let longrope = json!({"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]});
     let gemma = json!({"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 16});
     let gemma3 = of("Gemma3ForCausalLM", with(&gemma, &json!({"sliding_window_pattern": 2})));
+    let qwen = json!({"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 16});
     let mut both = of("Gemma3ForConditionalGeneration", json!({}));
     both["text_config"] = gemma3.clone();
     let mut both_changed = gemma3.clone();
@@ -82,6 +83,22 @@ fn shapes() -> Vec<(Value, Value)> {
             of("FalconForCausalLM", json!({"new_decoder_architecture": true, "num_kv_heads": 2})),
             json!({"new_decoder_architecture": false, "parallel_attn": false, "bias": true, "multi_query": false}),
         ),
+        (
+            of("MixtralForCausalLM", json!({"num_local_experts": 4, "num_experts_per_tok": 2})),
+            json!({"sliding_window": 16, "num_experts_per_tok": 1}),
+        ),
+        (
+            of("Qwen2MoeForCausalLM", with(&qwen, &json!({"shared_expert_intermediate_size": 20}))),
+            json!({"decoder_sparse_step": 2, "norm_topk_prob": true, "qkv_bias": false}),
+        ),
+        (of("Qwen3MoeForCausalLM", qwen), json!({"mlp_only_layers": [0], "head_dim": 8})),
+        (
+            of(
+                "GptOssForCausalLM",
+                json!({"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 16, "swiglu_limit": 7.0}),
+            ),
+            json!({"layer_types": ["full_attention", "sliding_attention"], "attention_bias": false}),
+        ),
     ]
 }
 
@@ -97,11 +114,7 @@ fn every_architecture_has_verified_graphs() {
     let shapes = shapes();
     let covered: Vec<&str> = shapes.iter().map(|(c, _)| c["architectures"][0].as_str().unwrap()).collect();
     let missing: Vec<_> = IMPORTERS.iter().filter(|i| !covered.contains(&i.architecture)).collect();
-    assert!(
-        missing.iter().all(|i| i.features.contains("experts")),
-        "{:?}",
-        missing.iter().map(|i| i.architecture).collect::<Vec<_>>()
-    );
+    assert!(missing.is_empty(), "{:?}", missing.iter().map(|i| i.architecture).collect::<Vec<_>>());
     for (base, change) in &shapes {
         let mut texts = Vec::new();
         for config in [base.clone(), with(base, change)] {
@@ -201,6 +214,12 @@ fn what_a_graph_cannot_express_is_named() {
             json!({"logits_scaling": 0}),
             "config.json: logits_scaling: is 0, expected a positive number",
         ),
+        (
+            "MixtralForCausalLM",
+            json!({"num_experts_per_tok": 5}),
+            "config.json: num_experts_per_tok: is 5, expected 1 to num_local_experts 4",
+        ),
+        ("GptOssForCausalLM", json!({"swiglu_limit": 5.0}), "unsupported swiglu_limit 5: supported: 7"),
         ("MistralForCausalLM", json!({"hidden_act": "gelu"}), "unsupported hidden_act gelu: supported: silu"),
     ];
     for (architecture, change, want) in rows {

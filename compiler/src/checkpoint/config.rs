@@ -154,9 +154,15 @@ impl Config {
         for key in ["quantization_config", "compression_config"] {
             if let Some(value) = self.get(key) {
                 let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
+                let remedy = match method {
+                    "mxfp4" => {
+                        "load it with transformers, quantization_config=Mxfp4Config(dequantize=True), and save it in bf16"
+                    }
+                    _ => "use the unquantized original",
+                };
                 return Err(CompileError::unsupported(
                     format!("{key} with quant_method {method}"),
-                    "supported: checkpoints in bf16, f16 or f32; use the unquantized original",
+                    format!("supported: checkpoints in bf16, f16 or f32; {remedy}"),
                 ));
             }
         }

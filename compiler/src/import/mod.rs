@@ -8,6 +8,7 @@ mod gemma2;
 mod gemma3;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod limits;
 mod llama;
@@ -55,6 +56,7 @@ pub const IMPORTERS: &[Importer] = &[
     mixtral::IMPORTER,
     qwen_moe::QWEN2_MOE,
     qwen_moe::QWEN3_MOE,
+    gpt_oss::IMPORTER,
 ];
 
 /// One architecture.

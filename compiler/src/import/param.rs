@@ -16,7 +16,7 @@ pub enum Param {
         /// Which rows.
         rows: RowPick,
         /// What they are, for the name.
-        name: &'static str,
+        name: String,
     },
     /// A matrix that is stored with rows and columns exchanged.
     Transposed(Box<Param>),
@@ -39,8 +39,8 @@ impl Param {
 
     /// Some rows of this parameter.
     #[must_use]
-    pub fn part(&self, name: &'static str, rows: RowPick) -> Self {
-        Param::Part { of: Box::new(self.clone()), rows, name }
+    pub fn part(&self, name: impl Into<String>, rows: RowPick) -> Self {
+        Param::Part { of: Box::new(self.clone()), rows, name: name.into() }
     }
 
     /// Calls `visit` with every stored tensor that this is made of.

@@ -13,7 +13,7 @@ use crate::op::{Args, Attrs, Cost, Operation, elements, float_out, same_dim};
 use crate::ops::linear;
 use crate::tensor::Value;
 
-/// `x: float[t, k]` or `float[t, c * k]`, `ids: i32[t, c]`, `w: float[experts * n, k]`, `bias: float[experts * n]` gives
+/// `x: float[t, k]` or `float[t, c * k]`, `ids: i32[t, c]`, `w: float[experts * n, k]`, `bias: float[experts * n]`, also as a column, gives
 /// `out[t, c * n]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExpertLinear {
@@ -59,7 +59,9 @@ pub(super) fn check<'a>(args: &Args<'a>, experts: usize) -> Result<Experts<'a>, 
         return Err(format!("{all} rows of w are no whole experts, of which there are {experts}"));
     }
     if args.len() == 4 {
-        let (_, bias) = args.float(3, "bias", 1)?;
+        // A bias that was taken out of a matrix is a column.
+        let column = matches!(args.any(3, "bias")?.1, [_, one] if one.as_const() == Some(1));
+        let (_, bias) = args.float(3, "bias", if column { 2 } else { 1 })?;
         same_dim(&bias[0], "length of bias", &w[0], "rows of w")?;
     }
     Ok(Experts { rows: &x[0], choices, n: all / experts })
@@ -144,6 +146,8 @@ mod tests {
         let bias = vector(DType::F32, &[0.5, 0.0, 0.0, 0.0, 0.0, 1.0]);
         let got = eval(op.clone(), &[&own, &ids, &w, &bias]);
         assert_eq!(got, [300.0, 601.0, 4.5, 8.0, 50.0, 100.0, 60.0, 120.0]);
+        let column = floats(DType::F32, [6, 1], bias.floats().unwrap());
+        assert_eq!(eval(op.clone(), &[&own, &ids, &w, &column]), got);
         let wrong = Value::Tensor(Tensor::int(vec![2, 1], vec![0, 3]));
         assert_eq!(try_eval(op, &[&shared, &wrong, &w]).unwrap_err(), "expert 3 is outside 3 experts");
     }

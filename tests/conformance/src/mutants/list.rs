@@ -4,6 +4,7 @@ use lathe_device::Extent;
 use lathe_kernels::cuda::Launches;
 
 use super::attention::{FEATURED, MIXED, PLAIN, PLAIN_FEATURED, WIDE};
+use super::experts::EXPERT;
 use super::fused::FUSED;
 use super::gemm::{F32, RESIDUAL, RING, SHALLOW, SLICES};
 use super::rms_norm::NORM;
@@ -45,6 +46,7 @@ pub(super) fn define(
 /// All of them.
 pub const MUTANTS: &[&[Mutant]] =
     &[GEMM, GEMM_F32, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING, FUSED, ROW_BY_ROW];
+    &[GEMM, GEMM_F32, EXPERT, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING];
 
 const GEMM: &[Mutant] = &[
     text(

@@ -18,6 +18,7 @@ use lathe_numerics::philox::philox4x32;
 use crate::{Operands, Rig};
 
 mod attention;
+mod experts;
 mod fused;
 mod gemm;
 mod list;
