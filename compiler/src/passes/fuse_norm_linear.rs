@@ -1,6 +1,6 @@
 //! Fuses `linear(rms_norm(x))` into one `norm_linear`, and `linear_glu` in the same way.
-//! Needs: a norm whose one user is the projection. Keeps: facts, roundings, bits. Gives up: the norm has a second user or
-//! several groups, the projection an activation.
+//! Needs: a norm whose one user is the projection. Keeps: facts, roundings, bits. Gives up: the norm has a second user,
+//! several groups or a weight of another type, the projection an activation.
 
 use lathe_ir::driver::{Cx, Precision, Rule};
 use lathe_ir::ops::{NormLinear, NormLinearGlu, Op};
@@ -35,7 +35,8 @@ fn normed(g: &Graph, node: NodeId, cx: &Cx) -> Option<(f32, Vec<ValueId>)> {
     let rows = g.input_of(node, 0);
     let producer = g.producer(rows)?;
     let Op::RmsNorm(norm) = g.op(producer) else { return None };
-    if norm.groups != 1 {
+    let weight = g.input_of(producer, 1);
+    if norm.groups != 1 || g.facts(weight).dtype() != g.facts(rows).dtype() {
         return None;
     }
     cx.uses.only_user(rows)?;

@@ -257,7 +257,7 @@ fn calls_out_of_order_are_refused_and_change_nothing() {
     next.tokens[0] = TokenSource::Row(0);
     refused(engine.submit(&next), "row 0 of the step before was not sampled");
     refused(engine.submit(&lone(5, 3, None)), "slot 5 is out of range");
-    refused(engine.submit(&lone(0, 16, None)), "block 16; the pool has 16");
+    refused(engine.submit(&lone(0, 16, None)), "block 16; the pool of group 0 has 16");
     let out = run(&mut engine, &step);
     let by_hand = Seq::new(0, &[5], &[3]).hand.draw(0, &SamplingParams::default(), false, |_| true);
     assert_eq!(Some(out.rows[0].token.id), by_hand);

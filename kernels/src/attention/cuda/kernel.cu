@@ -519,8 +519,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, DECODE_BLOCKS)
 // One block per sequence and head: folds what `attention_split` left, a thread per column.
 constexpr int FOLD_THREADS = (HEAD_DIM + 31) / 32 * 32;
 
-// 8 blocks a multiprocessor: asked for none, ptxas aims at full occupancy and spills for it.
-extern "C" __global__ void __launch_bounds__(FOLD_THREADS, 8)
+// 512 threads a multiprocessor: asked for none, ptxas aims at full occupancy and spills for it.
+extern "C" __global__ void __launch_bounds__(FOLD_THREADS, 512 / FOLD_THREADS)
     attention_fold(const float* partials, ELEMENT* out, const Sequence* sequences, int whole SINKS_PARAMETER) {
     constexpr int RUN = 128;
     __shared__ float before[RUN], of[RUN], sums[RUN];

@@ -107,7 +107,12 @@ fn product(rig: &mut Rig, edit: &Edit) -> Result<()> {
 
 /// Their faults.
 pub(super) const FUSED: &[Mutant] = &[
-    text(&GATED, Class::Epilogue, "the function is of up", &[("mul(F(y[i]), up[i])", "mul(y[i], F(up[i]))")]),
+    text(
+        &GATED,
+        Class::Epilogue,
+        "the function is of up",
+        &[("return mul(F(gate), up);", "return mul(gate, F(up));")],
+    ),
     host(&GATED, Class::Epilogue, "the tanh form of GELU for the other", |l| {
         define(l, "EPILOGUE", "lathe::Glu<lathe::gelu_tanh_portable>", |_| true);
     }),

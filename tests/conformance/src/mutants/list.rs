@@ -1,6 +1,6 @@
 //! The faults, by family.
 
-use lathe_device::Extent;
+use lathe_device::{Arg, Extent};
 use lathe_kernels::cuda::Launches;
 
 use super::attention::{FEATURED, MIXED, PLAIN, PLAIN_FEATURED, WIDE};
@@ -45,8 +45,7 @@ pub(super) fn define(
 
 /// All of them.
 pub const MUTANTS: &[&[Mutant]] =
-    &[GEMM, GEMM_F32, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING, FUSED, ROW_BY_ROW];
-    &[GEMM, GEMM_F32, EXPERT, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING];
+    &[GEMM, GEMM_F32, EXPERT, ATTENTION, ATTENTION_F32, RMS_NORM, ROWS, SAMPLING, FUSED, ROW_BY_ROW];
 
 const GEMM: &[Mutant] = &[
     text(
@@ -187,7 +186,7 @@ const GEMM: &[Mutant] = &[
         &SHALLOW,
         Class::Undefined,
         "chunks past K and past the last token are not zeroed",
-        &[("cp_async16(to, source + offset(i), valid);", "if (valid) cp_async16(to, source + offset(i));")],
+        &[("cp_async16(to, at, valid);", "if (valid) cp_async16(to, at);")],
     ),
     text(
         &RING,
@@ -519,9 +518,9 @@ const ATTENTION: &[Mutant] = &[
         "no barrier before the maximum of all leaves is read",
         &[("before[0] = max;\n        __syncthreads();", "before[0] = max;")],
     ),
-    host(&FEATURED, Class::Launch, "sinks are not passed to the fold", |l| {
+    host(&FEATURED, Class::Launch, "the fold takes queries for sinks", |l| {
         let folds = l.stages.iter_mut().filter(|s| s.entry == "attention_fold");
-        folds.for_each(|s| s.args.truncate(4));
+        folds.for_each(|s| s.args[4] = Arg::Input(0));
     }),
 ];
 

@@ -59,7 +59,8 @@ fn row_norm(rig: &mut Rig, edit: &Edit) -> Result<()> {
 fn qk_norm(rig: &mut Rig, edit: &Edit, over: NormOver) -> Result<()> {
     const BLOCK: usize = 16;
     const ROWS: usize = 4;
-    let (heads, kv_heads, head_dim, rotary) = (3, 2, 32, 16);
+    // Rows that several warps share.
+    let (heads, kv_heads, head_dim, rotary) = (9, 3, 32, 16);
     let dtype = DType::F32;
     let p = rope_append::cuda::Problem {
         heads,
