@@ -161,7 +161,7 @@ mod tests {
     fn all(source: &SyntheticSource, name: &str) -> Vec<f32> {
         let info = source.info(name).unwrap();
         let mut bytes = vec![0; info.len() * info.dtype.size()];
-        source.read_rows(name, 0..info.shape[0], &mut bytes).unwrap();
+        source.read_rows(name, 0..info.rows(), &mut bytes).unwrap();
         match info.dtype {
             DType::BF16 => bytes.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             DType::F16 => bytes.chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),

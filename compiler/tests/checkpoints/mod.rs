@@ -65,7 +65,7 @@ pub fn tensors(config: &Value, dtype: DType) -> Vec<Stored> {
     let read = |name: &String, shape: &Vec<usize>| {
         let info = source.info(name).unwrap();
         let mut bytes = vec![0; info.len() * dtype.size()];
-        source.read_rows(name, 0..shape[0], &mut bytes).unwrap();
+        source.read_rows(name, 0..info.rows(), &mut bytes).unwrap();
         Stored { name: name.clone(), dtype: stored, shape: shape.clone(), bytes }
     };
     specs.iter().map(|s| read(&s.name, &s.shape)).collect()
