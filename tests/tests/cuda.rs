@@ -73,6 +73,39 @@ fn every_form_of_checkpoint_is_close_to_the_cpu() {
     }
 }
 
+/// One of each family; what shares a kernel's every case with another is left to the compiler's tests.
+#[test]
+fn a_tiny_model_of_every_family_draws_the_tokens_of_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases = [
+        ("falcon-grouped-bf16", DType::BF16),
+        ("falcon-sequential-f32", DType::F32),
+        ("gemma2-bf16", DType::BF16),
+        ("gemma3-f32", DType::F32),
+        ("gpt2-f32", DType::F32),
+        ("granite-f32", DType::F32),
+        ("mistral-window-f32", DType::F32),
+        ("neox-parallel-f32", DType::F32),
+        ("olmo2-gqa-bf16", DType::BF16),
+        ("phi3-short-bf16", DType::BF16),
+        ("qwen2-window-f32", DType::F32),
+        ("qwen3-window-bf16", DType::BF16),
+        ("stablelm-parallel-bf16", DType::BF16),
+    ];
+    for (name, dtype) in cases {
+        let plan = both(&fixture(&format!("parity/{name}")), dir.path().join(format!("{name}.plan")));
+        let how = Emulation { checked: true, ..Emulation::default() };
+        close_to_the_cpu(&plan, dtype, 40, how);
+        if dtype == DType::F32 {
+            let prompt = (0..24).map(|i| token(i, 101)).collect();
+            let requests = [Request { prompt, max_new: 4, ..Request::default() }];
+            let tokens = |engine: &mut dyn Engine| alone(engine, &requests).remove(0).tokens;
+            let want = tokens(&mut load(&plan, 2, None).unwrap());
+            assert_eq!(tokens(&mut emulate(&plan, Emulation::default()).unwrap()), want, "{name}");
+        }
+    }
+}
+
 #[test]
 fn the_demo_model_is_close_to_the_cpu() {
     let dir = tempfile::tempdir().unwrap();

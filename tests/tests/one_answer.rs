@@ -81,11 +81,7 @@ fn every_architecture_has_one_answer() {
         let limits = ["--max-batch", "8", "--max-num-tokens", "256", "--tokenizer", "none"];
         let model = fixture(&name);
         let model = ["--model", model.to_str().unwrap()];
-        if let Err(e) = compile(&[&model[..], &limits].concat(), &out) {
-            assert!(e.to_string().contains("kernel"), "{name}: {e:#}");
-            println!("{name}: {e:#}");
-            continue;
-        }
+        compile(&[&model[..], &limits].concat(), &out).unwrap();
         let of = |threads| load(&out, threads, None).unwrap();
         let info = of(1).info().clone();
         let (vocab, longest) = (info.vocab_size, info.max_seq_len as usize);
