@@ -137,7 +137,7 @@ pub(super) const FUSED: &[Mutant] = &[
             "y[i] = add(F(add(y[i], -bias[first + column + i])), bias[first + column + i]);",
         )],
     ),
-    text(&ACTIVATED, Class::Epilogue, "sums are left as they are", &[("y[i] = F(y[i]);", "")]),
+    text(&ACTIVATED, Class::Epilogue, "sums are left as they are", &[("y[i] = F(y[i]);", ";")]),
     text(
         &HELD,
         Class::Barrier,
@@ -197,8 +197,8 @@ pub(super) const FUSED: &[Mutant] = &[
         Class::Dependent,
         "rows are held before the launch that makes them has ended",
         &[(
-            "    wait_for_previous();\n#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
-            "#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
+            "    wait_for_previous();\n#endif\n#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
+            "#endif\n#pragma unroll\n    for (int i = 0; i < STAGES - 1; ++i) {",
         )],
     ),
     host(&HELD, Class::SharedBounds, "shared memory lacks the sums of squares", |l| {
