@@ -18,14 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "fixtures"))
-from architectures import CASES  # noqa: E402
+import architectures as plain  # noqa: E402
+import experts  # noqa: E402
+
+CASES = plain.CASES | experts.CASES
 
 SEED = 7
 PARITY = sorted("mha-f32 gqa-tied-bf16 mqa-linear-f32 odd-bf16 attention-bias-f32 all-bias-bf16 llama3-rope-f32 gqa-wide-bf16".split())
 # Long enough that attention crosses a border of 128 positions.
-EXPERTS = sorted("mixtral-f32 mixtral-bf16 qwen2-moe-f32 qwen2-moe-bf16 qwen3-moe-f32 qwen3-moe-bf16".split())
-# Tokens of a prompt for a mixture of experts, and the positions that are kept.
-EXPERT_IDS, EXPERT_ROWS = 40, [0, 1, 7, 20, 38, 39]
 LONG = {"parity/llama3-rope-f32", "parity/gqa-wide-bf16"}
 
 # ---- logits ----
@@ -83,10 +83,6 @@ def golden(name, path, ids, case=None, columns=None, rows=None, max_seq_len=None
     print(file.name, file.stat().st_size, tuple(out["logits"].shape), {k: v for k, v in meta.items() if "own" in k or "max" in k})
 
 
-# As tests/fixtures/experts.py promises.
-EXPERT_MARGIN = 0.03
-
-
 @torch.no_grad()
 def router_margin(path, ids, k):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager").eval()
@@ -111,6 +107,9 @@ def architectures(fixtures, names):
         window = case["config"].get("sliding_window") or 16
         rows = sorted({p for p in (0, 1, 2, window - 1, window, window + 1, 127, 128, n // 2, n - 2, n - 1) if p < n})
         ids = random_ids(name, case["config"]["vocab_size"], n)
+        if name in experts.CASES:
+            lead = router_margin(fixtures / "parity" / name, ids, case["config"]["num_experts_per_tok"])
+            assert lead >= experts.MARGIN[case["dtype"]], f"{name}: experts lead by {lead} only: search another seed"
         golden(f"parity/{name}", fixtures / "parity" / name, ids, rows=rows, max_seq_len=case["max_seq_len"])
 
 
@@ -123,12 +122,6 @@ def all_logits(fixtures, demo):
             edge = [0, 127, 128, 127999, 128000, 128001, 128009, 128255]
             columns = torch.tensor(sorted({*edge, *random_ids("columns", vocab, 248)}))
         golden(name, fixtures / name, random_ids(name, vocab, 160 if name in LONG else 48), columns=columns)
-    for name in (f"parity/{p}" for p in EXPERTS):
-        config = json.loads((fixtures / name / "config.json").read_text())
-        ids = random_ids(name, config["vocab_size"], EXPERT_IDS)
-        lead = router_margin(fixtures / name, ids, config["num_experts_per_tok"])
-        assert lead >= EXPERT_MARGIN, f"{name}: experts lead by {lead} only: search another salt in tests/fixtures/experts.py"
-        golden(name, fixtures / name, ids, rows=EXPERT_ROWS)
     if demo:
         tok = AutoTokenizer.from_pretrained(demo)
         cases = [json.loads(line) for line in (demo / "eval_cases.jsonl").read_text().splitlines()]
