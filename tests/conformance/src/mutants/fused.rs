@@ -186,11 +186,8 @@ pub(super) const FUSED: &[Mutant] = &[
     text(
         &HELD,
         Class::Fragment,
-        "normed rows are read without their swizzle",
-        &[(
-            "(row * WIDE + (wide ^ turn)) * 16;\n    }\n    static __device__ __forceinline__ int warp_of",
-            "(row * WIDE + (wide ^ turn / 2)) * 16;\n    }\n    static __device__ __forceinline__ int warp_of",
-        )],
+        "ldmatrix takes held rows by quads",
+        &[("(first + t * 8 + lane % 8) % HELD_ROWS", "(first + t * 8 + lane / 4) % HELD_ROWS")],
     ),
     text(
         &HELD,
