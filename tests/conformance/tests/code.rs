@@ -236,6 +236,42 @@ fn no_kernel_of_other_dtypes_spills() {
     }
 }
 
+/// SiLU's are among the model's nodes.
+#[test]
+fn no_other_activation_spills() {
+    let m = &LLAMA_8B;
+    for (act, dtype) in
+        [(Activation::Gelu, DType::BF16), (Activation::GeluTanh, DType::F16), (Activation::Gelu, DType::F32)]
+    {
+        let gemm = |n: usize, epilogue| gemm::cuda::Problem {
+            m: Symbol::Tokens,
+            max_m: MAX_ROWS,
+            n,
+            k: m.hidden,
+            dtype,
+            out: dtype,
+            epilogue,
+            bias: true,
+        };
+        let gated = gemm(2 * m.intermediate, Epilogue::Glu(act));
+        let norm = Fused { norm: Some(1e-5), tail: Tail::None };
+        let product = glu::cuda::Problem {
+            act,
+            m: Symbol::Tokens,
+            cols: m.intermediate,
+            stride: m.intermediate,
+            dtype,
+            out: dtype,
+        };
+        let nodes = [
+            gemm::cuda::launches(&gemm(m.intermediate, Epilogue::Act(act))),
+            gemm::cuda::fused_launches(&gated, &norm),
+            glu::cuda::launches(&product),
+        ];
+        report(act.name(), dtype, "sm_80", &nodes.map(Result::unwrap));
+    }
+}
+
 #[test]
 fn no_kernel_of_a_small_model_spills() {
     for arch in ["sm_86", "sm_89"] {
