@@ -125,7 +125,7 @@ fn hold(decoder: &Decoder, target: Target) -> Result<(), String> {
     let bound = largest * types.into_iter().map(tolerance).fold(0.0, f32::max);
     for engine in &mut engines {
         let got = logits(&mut **engine, &ids);
-        let differ = |(a, b): (&f32, &f32)| !((a - b).abs() <= bound);
+        let differ = |(a, b): (&f32, &f32)| (a - b).abs() > bound || (a - b).is_nan();
         if got.len() != want.len() || want.iter().zip(&got).any(differ) {
             let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
             let path = &engine.info().path;

@@ -213,7 +213,7 @@ impl<'a> Elementwise<'a> {
                 |v| lanes::softcap(v, cap),
             ),
             Function::Unary(Unary::Activation(act)) => {
-                with_activation!(act, f => each(y, #[inline(always)] |v| f(v)));
+                with_activation!(act, f => each(y, f));
             }
             Function::Binary(function, b) => {
                 let mut other = [0.0f32; BLOCK];

@@ -67,7 +67,7 @@ fn short_buffers_are_refused() {
 #[test]
 fn ends_are_defined() {
     let x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -200.0];
-    for (path, act) in IsaPath::all().into_iter().flat_map(|p| Activation::ALL.map(|a| (p, a))) {
+    for (path, act) in IsaPath::all().flat_map(|p| Activation::ALL.map(|a| (p, a))) {
         let mut out = vec![0f32; 4];
         let args = GluArgs {
             path,
