@@ -204,14 +204,14 @@ pub(super) const EXPERT: &[Mutant] = &[
         &ROUTE,
         Class::Fold,
         "weights are normalised over half of the logits",
-        &[("            if (i * 32 + lane + 16 < N) sum = add(sum, high);\n", "")],
+        &[("            if (i * 32 + lane + 16 < EXPERTS) sum = add(sum, high);\n", "")],
     ),
     text(
         &ROUTE,
         Class::Predicate,
         "logits past the last are chosen from",
         &[
-            ("if (i * 32 + lane < N && k < below", "if (k < below"),
+            ("if (i * 32 + lane < EXPERTS && k < below", "if (k < below"),
             ("? logits[i * 32 + lane] : 0.0f;", "? logits[i * 32 + lane] : 99.0f;"),
         ],
     ),
@@ -225,7 +225,7 @@ pub(super) const EXPERT: &[Mutant] = &[
         &ROUTE,
         Class::Bounds,
         "a warp more writes a start",
-        &[("if (expert > N) return;", "if (expert > N + 1) return;")],
+        &[("if (expert > EXPERTS) return;", "if (expert > EXPERTS + 1) return;")],
     ),
     text(
         &EXPERTS,
@@ -291,9 +291,9 @@ pub(super) const EXPERT: &[Mutant] = &[
     ),
     text(
         &COMBINE,
-        Class::Order,
-        "the products are fused with the sum",
-        &[("add(sum[i], term)", "__fmaf_rn(to_f32(part.at[i]), weight, sum[i])")],
+        Class::Fold,
+        "the first choice alone is weighed",
+        &[("add(sum[i], term)", "add(sum[i], to_f32(part.at[i]))")],
     ),
     text(
         &COMBINE,
