@@ -24,7 +24,7 @@ impl WeightSource for Weights<'_> {
         }
         let info = self.0.info(name).ok_or("absent")?;
         let mut bytes = vec![0; info.len() * info.dtype.size()];
-        self.0.read_rows(name, 0..info.shape[0], &mut bytes).map_err(|e| e.to_string())?;
+        self.0.read_rows(name, 0..info.rows(), &mut bytes).map_err(|e| e.to_string())?;
         let word = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
         let data = match info.dtype {
             DType::BF16 => bytes.chunks(2).map(|b| f32::from_bits(u32::from(word(b)) << 16)).collect(),
