@@ -96,7 +96,7 @@ impl Kernel for Combine<'_> {
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         let a = &self.0;
         assert!(units.end <= a.rows);
-        with_float!(a.y.dtype(), T => with_float!(a.out.dtype(), O => a.path.run(|| for r in units {
+        with_float!(a.y.dtype(), T => with_float!(a.out.dtype(), O => a.path.run(#[inline(always)] || for r in units {
             // SAFETY: rows were checked when built; the unit owns its row of the result.
             unsafe {
                 let shared = a.shared.map(|(shared, gate)| {

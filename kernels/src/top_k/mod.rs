@@ -132,19 +132,22 @@ impl Kernel for TopK<'_> {
     unsafe fn run(&self, units: Range<usize>, _: &mut [f32]) {
         let a = &self.0;
         assert!(units.end <= a.rows);
-        a.path.run(|| {
-            for r in units {
-                // SAFETY: rows were checked when built; the unit owns its rows of ids and weights.
-                let (logits, ids, weights) = unsafe {
-                    (
-                        a.logits.slice::<f32>(r * a.n, a.n),
-                        std::slice::from_raw_parts_mut(a.ids.byte_ptr().cast::<i32>().add(r * a.k), a.k),
-                        a.weights.slice::<f32>(r * a.k, a.k),
-                    )
-                };
-                choose(logits, a.over, ids, weights);
-            }
-        });
+        a.path.run(
+            #[inline(always)]
+            || {
+                for r in units {
+                    // SAFETY: rows were checked when built; the unit owns its rows of ids and weights.
+                    let (logits, ids, weights) = unsafe {
+                        (
+                            a.logits.slice::<f32>(r * a.n, a.n),
+                            std::slice::from_raw_parts_mut(a.ids.byte_ptr().cast::<i32>().add(r * a.k), a.k),
+                            a.weights.slice::<f32>(r * a.k, a.k),
+                        )
+                    };
+                    choose(logits, a.over, ids, weights);
+                }
+            },
+        );
     }
 }
 
