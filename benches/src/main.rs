@@ -45,7 +45,7 @@ enum Command {
         /// Worker threads
         #[arg(long, default_value_t = 2)]
         threads: usize,
-        /// Instruction set instead of the fastest: avx512, avx2, scalar
+        /// Instruction set instead of the fastest: avx512, avx2, neon, scalar
         #[arg(long)]
         isa: Option<Isa>,
         /// Time per kernel and value, to standard error

@@ -25,7 +25,7 @@ pub struct Args {
     /// Threads of each engine
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Our instruction set instead of the fastest: avx512, avx2, scalar
+    /// Our instruction set instead of the fastest: avx512, avx2, neon, scalar
     #[arg(long)]
     isa: Option<Isa>,
     /// Whom to compare with, of llama, vllm (compiled, its default) and vllm-eager

@@ -147,7 +147,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 
-    /// Instruction set of the engine: avx512, avx2 or scalar [default: the fastest of this machine].
+    /// Instruction set of the engine: avx512, avx2, neon or scalar [default: the fastest of this machine].
     #[arg(long, value_name = "ISA")]
     pub isa: Option<Isa>,
 

@@ -14,15 +14,26 @@ pub enum Isa {
     Avx2,
     /// x86-64 AVX-512 F, BW, VL, DQ, BF16 with FMA and F16C (Zen 4, Sapphire Rapids and later).
     Avx512,
+    /// AArch64 NEON, which every Linux of that architecture has; widened to f32, with FMA. The bits of AVX2.
+    Neon,
 }
 
 impl Isa {
+    /// Every path, the fastest first.
+    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Scalar];
+
+    /// The fastest path of this machine.
+    pub fn fastest() -> Self {
+        Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Scalar)
+    }
+
     /// Name as it stands in flags and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
         }
     }
 
@@ -32,6 +43,7 @@ impl Isa {
             Isa::Scalar => true,
             Isa::Avx2 => avx2(),
             Isa::Avx512 => avx512(),
+            Isa::Neon => cfg!(all(target_arch = "aarch64", target_feature = "neon")),
         }
     }
 }
@@ -72,15 +84,10 @@ impl FromStr for Isa {
     type Err = KernelError;
 
     fn from_str(s: &str) -> Result<Self, KernelError> {
-        match s {
-            "scalar" => Ok(Isa::Scalar),
-            "avx2" => Ok(Isa::Avx2),
-            "avx512" => Ok(Isa::Avx512),
-            _ => Err(KernelError::Unsupported {
-                kernel: "isa",
-                what: format!("{s:?}; known are scalar, avx2, avx512"),
-            }),
-        }
+        Isa::ALL.into_iter().find(|isa| isa.name() == s).ok_or_else(|| {
+            let known = Isa::ALL.map(Isa::name).join(", ");
+            KernelError::Unsupported { kernel: "isa", what: format!("{s:?}; known are {known}") }
+        })
     }
 }
 
@@ -91,8 +98,7 @@ pub struct IsaPath(Isa);
 impl IsaPath {
     /// The fastest path of this machine.
     pub fn detect() -> Self {
-        let fastest = [Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.available());
-        IsaPath(fastest.unwrap_or(Isa::Scalar))
+        IsaPath(Isa::fastest())
     }
 
     /// The path that was asked for.
@@ -103,13 +109,13 @@ impl IsaPath {
         if isa.available() {
             return Ok(IsaPath(isa));
         }
-        let what = format!("this machine lacks {isa}; use {}", IsaPath::detect().isa());
+        let what = format!("this machine lacks {isa}; use {}", Isa::fastest());
         Err(KernelError::Unsupported { kernel: "isa", what })
     }
 
     /// Every path of this machine.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|i| i.available()).map(IsaPath)
+        Isa::ALL.into_iter().filter(|i| i.available()).map(IsaPath)
     }
 
     /// The instruction set.
@@ -152,7 +158,7 @@ mod tests {
 
     #[test]
     fn what_is_there_can_be_forced_and_what_is_not_is_refused_with_its_remedy() {
-        for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
+        for isa in Isa::ALL {
             match IsaPath::force(isa) {
                 Ok(path) => assert_eq!(path.isa(), isa),
                 Err(e) => {
@@ -168,7 +174,7 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
+        for isa in Isa::ALL {
             assert_eq!(isa.name().parse::<Isa>().unwrap(), isa);
         }
         assert!("sse9".parse::<Isa>().is_err());

@@ -9,6 +9,8 @@ mod convert;
 mod error;
 mod isa;
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod view;
 
 pub mod attention;

@@ -45,7 +45,7 @@ fn every_dtype_and_path_has_one_answer() {
     let order: Vec<usize> = (0..requests.len()).rev().collect();
     for (dtype, kv) in [("bfloat16", "f32"), ("float16", "f16"), ("float32", "f32"), ("float32", "bf16")] {
         let plan = plan(dtype, kv, "cpu");
-        for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|i| i.available()) {
+        for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
             let mut engine = load(&plan, 2, Some(isa)).unwrap();
             let want = alone(&mut engine, &requests);
             let conditions = Conditions { chunk: Some(33), n_blocks: Some(28), ..Conditions::default() };

@@ -53,7 +53,7 @@ fn compiled_plans_match_torch() {
         let max_seq_len = golden.max_seq_len.to_string();
         let flags = ["--model", model, "--max-batch", "2", "--max-seq-len", &max_seq_len];
         drive::compile(&flags, &plan).unwrap();
-        for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|i| i.available()) {
+        for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
             let (got, vocab) = logits(&plan, isa, &golden.ids);
             match golden.check(&got, vocab, exact) {
                 Ok(d) => println!("{case} {isa}: {d:?}"),

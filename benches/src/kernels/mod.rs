@@ -30,7 +30,7 @@ pub struct Args {
     /// Seconds to wait for a quiet machine, all waits together
     #[arg(long, default_value_t = 120)]
     wait: u64,
-    /// Instruction set: avx512 or scalar; the fastest of this machine unless set
+    /// Instruction set: avx512, avx2, neon or scalar; the fastest of this machine unless set
     #[arg(long)]
     isa: Option<String>,
     /// Where to write the numbers; results/DATE-kernels-cpu.json unless set

@@ -28,6 +28,8 @@ mod avx2;
 mod avx512;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod reference;
 mod scalar;
 #[cfg(test)]
@@ -385,6 +387,9 @@ impl<'a> Attention<'a> {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 Isa::Avx2 => unsafe { avx2::values(l.dtype(), n, nc, &args) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: passed on.
+                Isa::Neon => unsafe { neon::values(l.dtype(), n, nc, &args) },
                 // SAFETY: passed on.
                 _ => unsafe { scalar::values(l.dtype(), n, nc, &args) },
             }

@@ -3,7 +3,7 @@
 //! Needs: x and W of one dtype in {bf16, f16, f32}; W packed by [`pack_panel`]. Accumulates in f32.
 //! Order: K is cut into `numerics::gemm_slices(stored rows, k)` slices; each starts at zero and adds in ascending k; slices are
 //! folded left; then bias; then the epilogue rounds once. Row count, units and threads do not enter.
-//! Differs by ISA: scalar multiplies and adds; AVX2 fuses; AVX-512 fuses (f16, f32) or uses `vdpbf16ps`, which adds two
+//! Differs by ISA: scalar multiplies and adds; AVX2 and NEON fuse; AVX-512 fuses (f16, f32) or uses `vdpbf16ps`, which adds two
 //! products per step and flushes subnormals (bf16).
 
 use std::ops::Range;
@@ -24,6 +24,8 @@ mod avx512;
 pub mod cases;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 pub mod reference;
 mod scalar;

@@ -53,7 +53,7 @@ pub const ENGINE: &[Knob] = &[
         env: "LATHE_ISA",
         value: "ISA",
         default: None,
-        help: "avx512, avx2 or scalar; the fastest of this machine unless set",
+        help: "avx512, avx2, neon or scalar; the fastest of this machine unless set",
     },
     Knob {
         name: "kv-memory",

@@ -12,9 +12,8 @@ use super::{load, path};
 
 /// What `--version` prints after the name.
 pub fn version() -> String {
-    let isa = [Isa::Avx512, Isa::Avx2, Isa::Scalar].into_iter().find(|isa| isa.available());
     let format = format!("{}.{}", VERSION.0, VERSION.1);
-    lathe_diagnostics::version(&format, &["cpu", "cuda"], isa.map_or("none", Isa::name))
+    lathe_diagnostics::version(&format, &["cpu", "cuda"], Isa::fastest().name())
 }
 
 /// Prints all of a plan but its weights' bytes.
