@@ -114,7 +114,7 @@ pub struct Args {
 /// What the program does beside compiling.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Compares a plan with its checkpoint: weights by hash, logits with the reference interpreter's. Exits 6 where they
+    /// Compares a plan with its checkpoint: weights byte for byte, logits with the reference interpreter's. Exits 6 where they
     /// differ.
     Verify(VerifyArgs),
 }
@@ -142,6 +142,10 @@ pub struct VerifyArgs {
     /// Prompt as comma-separated token ids [default: 16 from all over the vocabulary].
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     pub tokens: Vec<u32>,
+
+    /// Prompt as UTF-8 text, for the plan's tokenizer, which adds its special tokens.
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    pub text: Option<PathBuf>,
 
     /// Threads; never changes a result [default: all cores].
     #[arg(long, value_name = "N")]
@@ -331,6 +335,7 @@ mod tests {
             "verify --model D",
             "verify --plan e.plan",
             "verify --model D --config c --plan e.plan",
+            "verify --model D --plan e.plan --text t --tokens 1",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

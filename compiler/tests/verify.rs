@@ -5,6 +5,7 @@ mod checkpoints;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use checkpoints::architectures::{shapes, with};
 use checkpoints::{Dir, config};
 use lathe_numerics::DType;
 use lathe_plan::Plan;
@@ -94,6 +95,27 @@ fn a_plan_is_what_its_checkpoint_gives() {
 }
 
 #[test]
+fn every_architecture_is_what_its_checkpoint_gives() {
+    for (base, change) in shapes() {
+        for (config, flags) in [(base.clone(), &[][..]), (with(&base, &change), &["--dtype", "f32"])] {
+            let dir = Dir::of(&config, DType::BF16);
+            let plan = plan_of(&dir, flags);
+            let read = Plan::open(&plan).unwrap();
+            let longest = read.card().limits.max_seq_len;
+            // What only appends to the cache shows in the attention that reads it.
+            let launches = read.program("decoder").unwrap().launches.iter();
+            let n_launches = launches.filter(|l| !l.outputs.is_empty()).count();
+            // Longer than every window.
+            let tokens: Vec<String> = (0..longest.min(100)).map(|i| (i * 7 % 50).to_string()).collect();
+            let output = verify(&dir.path(), &plan, &["--layers", "--json", "--tokens", &tokens.join(",")]);
+            assert_eq!(output.status.code(), Some(0), "{config}: {}", error(&output));
+            let found = json(&output);
+            assert_eq!(found["launches"].as_array().unwrap().len(), n_launches, "{config}");
+        }
+    }
+}
+
+#[test]
 fn a_corrupt_weight_is_found_and_its_layer_named() {
     let dir = Dir::of(&config(json!({"num_hidden_layers": 4})), DType::BF16);
     let plan = plan_of(&dir, &[]);
@@ -126,6 +148,85 @@ fn a_corrupt_weight_is_found_and_its_layer_named() {
         assert_eq!(output.status.code(), Some(6));
         assert!(error(&output).contains(weight), "{}", error(&output));
     }
+}
+
+#[test]
+fn a_corrupt_expert_or_router_is_found_and_named() {
+    for (architecture, experts, router, tensor) in [
+        (
+            "MixtralForCausalLM",
+            "l1.experts.down",
+            "model.layers.1.block_sparse_moe.gate.weight",
+            "experts.1.w2.weight",
+        ),
+        (
+            "Qwen2MoeForCausalLM",
+            "l1.experts.gate_up",
+            "model.layers.1.mlp.gate.weight",
+            "experts.1.up_proj.weight",
+        ),
+        (
+            "Qwen3MoeForCausalLM",
+            "l1.experts.gate_up",
+            "model.layers.1.mlp.gate.weight",
+            "experts.2.gate_proj.weight",
+        ),
+        ("GptOssForCausalLM", "l1.experts.down", "model.layers.1.mlp.router.weight", "mlp.experts.down_proj"),
+    ] {
+        let (config, _) = shapes().into_iter().find(|(c, _)| c["architectures"][0] == architecture).unwrap();
+        let dir = Dir::of(&config, DType::BF16);
+        let plan = plan_of(&dir, &[]);
+        let launch = if experts.ends_with("down") { "l1.expert_down" } else { "l1.expert_mlp" };
+        for (weight, value, origin) in [(experts, launch, tensor), (router, "l1.router", router)] {
+            let bad = corrupt(&plan, weight);
+            let output = verify(&dir.path(), &bad, &["--layers", "--json", "--threads", "1"]);
+            assert_eq!(output.status.code(), Some(6), "{architecture} {weight}: {}", error(&output));
+            let found = json(&output);
+            let faults = found["weight_faults"].as_array().unwrap();
+            assert_eq!((faults.len(), &faults[0]["name"]), (1, &json!(weight)));
+            let tensors = faults[0]["tensors"].as_array().unwrap();
+            assert!(tensors.iter().any(|t| t.as_str().unwrap().ends_with(origin)), "{tensors:?}");
+            assert!(tensors.iter().all(|t| t.as_str().unwrap().contains(".layers.1.")), "{tensors:?}");
+            let off = |l: &&Value| l["max_error"].as_f64() > l["max_bound"].as_f64();
+            let off: Vec<_> = found["launches"].as_array().unwrap().iter().filter(off).collect();
+            // The last layer's launches see the sampled rows alone.
+            let names: Vec<_> =
+                off.iter().map(|l| l["value"].as_str().unwrap().replace(".rows", "")).collect();
+            assert_eq!(names, [value], "{architecture} {weight}");
+            let text = error(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(text.contains(value) && text.contains(weight), "{text}");
+            assert!(text.contains(tensors[0].as_str().unwrap()), "{text}");
+        }
+    }
+}
+
+#[test]
+fn an_undecided_router_is_no_difference() {
+    // Many alike experts: without rounding, others are chosen at some of the positions.
+    let config = with(
+        &config(
+            json!({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 64}),
+        ),
+        &json!({
+            "num_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 64, "num_hidden_layers": 6,
+            "norm_topk_prob": true, "head_dim": 16,
+        }),
+    );
+    // Experts that say much: a choice shows in the logits.
+    let mut tensors = checkpoints::tensors(&config, DType::BF16);
+    for tensor in tensors.iter_mut().filter(|t| t.name.contains("experts") || t.name.contains("lm_head")) {
+        for element in tensor.bytes.as_chunks_mut::<2>().0 {
+            let number = half::bf16::from_le_bytes(*element).to_f32();
+            *element = half::bf16::from_f32(number * 8.0).to_le_bytes();
+        }
+    }
+    let dir = Dir::new(&config, &tensors);
+    let plan = plan_of(&dir, &[]);
+    let tokens = (0..200).map(|i| (i * 7 % 50).to_string()).collect::<Vec<_>>().join(",");
+    let output = verify(&dir.path(), &plan, &["--layers", "--json", "--tokens", &tokens]);
+    assert_eq!(output.status.code(), Some(0), "{}", error(&output));
+    let logits = &json(&output)["logits"];
+    assert_eq!((&logits["choices"], &logits["choices_apart"]), (&json!(200 * 6), &json!(0)));
 }
 
 #[test]
@@ -170,6 +271,54 @@ fn what_cannot_be_compared_is_said() {
         assert_eq!(output.status.code(), Some(code), "{flags:?}: {}", error(&output));
         assert!(error(&output).contains(words), "{words} missing in {}", error(&output));
     }
+}
+
+#[test]
+fn the_question_may_be_a_text() {
+    let dir = Dir::of(&config(json!({})), DType::BF16);
+    let vocab: serde_json::Map<_, _> = ["e", "h", "l", "o", "\u{120}", "he", "ll"]
+        .iter()
+        .zip(5..)
+        .map(|(t, id)| ((*t).into(), json!(id)))
+        .collect();
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let tokenizer = json!({
+        "model": {"type": "BPE", "vocab": vocab, "merges": ["h e", "l l"]},
+        "pre_tokenizer": byte_level, "decoder": byte_level,
+    });
+    dir.write("tokenizer.json", &tokenizer.to_string());
+    let plan = plan_of(&dir, &["--max-seq-len", "64"]);
+    let file = dir.path().join("text");
+    let file = file.to_str().unwrap();
+    let asked = |flag: &str, what: &str| {
+        let output = verify(&dir.path(), &plan, &["--layers", "--json", flag, what]);
+        assert_eq!(output.status.code(), Some(0), "{}", error(&output));
+        json(&output)
+    };
+    dir.write("text", "hello hello");
+    let (by_text, by_ids) = (asked("--text", file), asked("--tokens", "10,11,8,9,10,11,8"));
+    assert_eq!((&by_text["logits"]["positions"], &by_text), (&json!(7), &by_ids));
+
+    for (text, code, words) in [
+        (&b""[..], 3, "is empty"),
+        (b"\xff", 3, "is not UTF-8"),
+        (b"xyz", 3, "has no token"),
+        ("o".repeat(65).as_bytes(), 3, "has 65 tokens, a sequence of the plan holds 64"),
+    ] {
+        std::fs::write(file, text).unwrap();
+        let output = verify(&dir.path(), &plan, &["--text", file]);
+        assert_eq!(output.status.code(), Some(code), "{words}: {}", error(&output));
+        assert!(error(&output).contains(words), "{words} missing in {}", error(&output));
+    }
+    let absent = verify(&dir.path(), &plan, &["--text", "absent.txt"]);
+    assert_eq!(absent.status.code(), Some(5), "{}", error(&absent));
+
+    let plan = plan_of(&dir, &["--tokenizer", "none"]);
+    assert_eq!(verify(&dir.path(), &plan, &[]).status.code(), Some(0));
+    let output = verify(&dir.path(), &plan, &["--text", file]);
+    assert_eq!(output.status.code(), Some(3), "{}", error(&output));
+    assert!(error(&output).contains("the plan has none"), "{}", error(&output));
 }
 
 /// Largest `RssAnon` of a child process, in bytes, sampled until it ends.

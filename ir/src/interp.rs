@@ -3,8 +3,10 @@
 //! Needs: a graph that the verifier accepts (checked once, in [`Interpreter::new`]). Keeps: every value rounded to its
 //! declared type, in the summation orders of the numeric contract, so that chunking and batching change no bit.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 use lathe_numerics::DType;
 
@@ -15,7 +17,7 @@ use crate::graph::{Def, Graph, Node};
 use crate::kv::KvState;
 use crate::tensor::{Data, Tensor, Value};
 use crate::verify::verify;
-use crate::weight::WeightExpr;
+use crate::weight::{RowPick, WeightExpr};
 
 /// Where checkpoint tensors come from.
 pub trait WeightSource {
@@ -24,6 +26,15 @@ pub trait WeightSource {
     /// # Errors
     /// Why it cannot be had.
     fn tensor(&self, name: &str) -> Result<Tensor, String>;
+
+    /// Rows of the tensor as a matrix of [product of the leading extents, last extent], or elements of a vector. Whoever can
+    /// should read no others.
+    ///
+    /// # Errors
+    /// As [`WeightSource::tensor`]; rows beyond the tensor.
+    fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, String> {
+        self.tensor(name)?.rows(rows)
+    }
 }
 
 impl WeightSource for BTreeMap<String, Tensor> {
@@ -152,6 +163,8 @@ impl Outputs {
     }
 }
 
+type Operands<'a, 'v> = &'a mut dyn Iterator<Item = Result<Cow<'v, Value>, IrError>>;
+
 /// Runs a graph.
 pub struct Interpreter<'a> {
     graph: &'a Graph,
@@ -224,7 +237,7 @@ impl<'a> Interpreter<'a> {
             let inputs: Option<Vec<&Value>> = node
                 .inputs
                 .iter()
-                .map(|v| values.get(v).or_else(|| weights.get(v).map(Kept::as_ref)))
+                .map(|v| values.get(v).or_else(|| weights.get(v).map(Cow::as_ref)))
                 .collect();
             let inputs = inputs.ok_or_else(|| fail("an operand has no value".into()))?;
             let outs = self.result_shapes(node, &bindings).map_err(fail)?;
@@ -268,15 +281,15 @@ impl<'a> Interpreter<'a> {
         value.as_ref().tensor().cloned().map_err(IrError::Bug)
     }
 
-    fn weight(&self, id: WeightId) -> Result<Kept<'_>, IrError> {
+    fn weight(&self, id: WeightId) -> Result<Cow<'_, Value>, IrError> {
         if let Some(value) = self.kept[id.index()].get() {
-            return Ok(Kept::Shared(value));
+            return Ok(Cow::Borrowed(value));
         }
         let value = Value::Tensor(self.make_weight(id)?);
         Ok(if self.keep {
-            Kept::Shared(self.kept[id.index()].get_or_init(|| value))
+            Cow::Borrowed(self.kept[id.index()].get_or_init(|| value))
         } else {
-            Kept::Own(value)
+            Cow::Owned(value)
         })
     }
 
@@ -285,15 +298,18 @@ impl<'a> Interpreter<'a> {
         let fail = |reason| IrError::Weight { name: g.weight_name(id).into(), reason };
         let (weight, facts) = (g.weight_data(id), g.weight_facts(id));
         let shape = facts.fixed_shape().ok_or_else(|| fail("shape is symbolic".into()))?;
+        let eval = |expr: &WeightExpr, operands: Operands<'_, '_>| {
+            expr.eval(operands, &shape)?.ok_or_else(|| fail("recipe without data".into()))
+        };
         let made = match &weight.expr {
             WeightExpr::Tensor(name) => self.source.tensor(name).map_err(fail)?,
-            expr => {
-                let kept = expr.operands().iter().map(|&w| self.weight(w)).collect::<Result<Vec<_>, _>>()?;
-                let operands =
-                    kept.iter().map(|k| k.as_ref().tensor()).collect::<Result<Vec<_>, _>>().map_err(fail)?;
-                let made = expr.eval(&operands, &shape).map_err(fail)?;
-                made.ok_or_else(|| fail("recipe without data".into()))?
+            // Of stacked experts only the one that is wanted.
+            WeightExpr::Rows { of, pick } if !self.keep => {
+                let part = Value::Tensor(self.weight_rows(*of, pick.span())?);
+                let pick = RowPick { start: 0, ..*pick };
+                eval(&WeightExpr::Rows { of: *of, pick }, &mut std::iter::once(Ok(Cow::Owned(part))))?
             }
+            expr => eval(expr, &mut expr.operands().iter().map(|&w| self.weight(w)))?,
         };
         if Some(made.dtype) != facts.dtype() || made.shape != shape || !matches!(made.data, Data::Float(_)) {
             let declared = facts.text(&g.symbols);
@@ -303,6 +319,22 @@ impl<'a> Interpreter<'a> {
             return Err(fail(format!("holds {} elements, declared {shape:?}", made.len())));
         }
         Ok(made)
+    }
+
+    /// Some rows of a weight, see [`WeightSource::rows`].
+    fn weight_rows(&self, id: WeightId, rows: Range<usize>) -> Result<Tensor, IrError> {
+        let fail = |reason| IrError::Weight { name: self.graph.weight_name(id).into(), reason };
+        match &self.graph.weight_data(id).expr {
+            WeightExpr::Tensor(name) => self.source.rows(name, rows).map_err(fail),
+            WeightExpr::Cast(of, dtype) => {
+                let Tensor { shape, data, .. } = self.weight_rows(*of, rows)?;
+                match data {
+                    Data::Float(data) => Ok(Tensor::float(*dtype, shape, data)),
+                    Data::Int(_) => Err(fail("it holds integers".into())),
+                }
+            }
+            _ => self.make_weight(id)?.rows(rows).map_err(fail),
+        }
     }
 
     fn places(&self, batch: &Batch, kv: &mut KvState) -> Result<Vec<Place>, IrError> {
@@ -379,20 +411,6 @@ impl<'a> Interpreter<'a> {
             last.remove(v);
         }
         last
-    }
-}
-
-enum Kept<'a> {
-    Shared(&'a Value),
-    Own(Value),
-}
-
-impl AsRef<Value> for Kept<'_> {
-    fn as_ref(&self) -> &Value {
-        match self {
-            Kept::Shared(value) => value,
-            Kept::Own(value) => value,
-        }
     }
 }
 

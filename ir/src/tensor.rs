@@ -1,5 +1,7 @@
 //! Concrete values of the interpreter.
 
+use std::ops::Range;
+
 use lathe_numerics::DType;
 
 /// Elements of a [`Tensor`].
@@ -74,6 +76,22 @@ impl Tensor {
     /// Product of all extents but the first: elements per row.
     pub fn row_len(&self) -> usize {
         self.shape.iter().skip(1).product()
+    }
+
+    /// Rows of it as a matrix of [product of the leading extents, last extent], or elements of a vector.
+    ///
+    /// # Errors
+    /// Rows beyond it.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Tensor, String> {
+        let width = if self.shape.len() > 1 { self.shape[self.shape.len() - 1] } else { 1 };
+        let range = rows.start * width..rows.end * width;
+        let beyond = || format!("rows {rows:?} of shape {:?} are wanted", self.shape);
+        let data = match &self.data {
+            Data::Float(d) => Data::Float(d.get(range).ok_or_else(beyond)?.to_vec()),
+            Data::Int(d) => Data::Int(d.get(range).ok_or_else(beyond)?.to_vec()),
+        };
+        let shape = if self.shape.len() > 1 { vec![rows.len(), width] } else { vec![rows.len()] };
+        Ok(Tensor { dtype: self.dtype, shape, data })
     }
 
     /// True if type, shape and every bit agree.

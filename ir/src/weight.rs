@@ -1,12 +1,16 @@
 //! Weights: named tensors that a graph refers to, and the recipes that make new ones. Data never lives here.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use lathe_numerics::DType;
 
 use crate::entity::{ValueId, WeightId};
+use crate::error::IrError;
 use crate::facts::{Dim, Facts};
 use crate::op::Attrs;
 use crate::rope_table::RopeTable;
-use crate::tensor::Tensor;
+use crate::tensor::{Data, Tensor, Value};
 
 /// Where a weight's data comes from. References are to weights declared earlier in the same graph.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +79,11 @@ impl RowPick {
         self.start + row / self.len * self.stride + row % self.len
     }
 
+    /// The operand's rows from the first that is picked to the last. Of a pick that passed [`WeightExpr::infer`].
+    pub fn span(&self) -> Range<usize> {
+        self.start..self.start + (self.count - 1) * self.stride + self.len
+    }
+
     /// Visits the attributes, as [`crate::op::Operation::attrs`].
     pub fn attrs(&mut self, a: &mut Attrs) {
         a.required("start", &mut self.start);
@@ -90,7 +99,7 @@ impl RowPick {
         if self.count > 1 && self.stride < self.len {
             return Err(format!("stride {} is below len {}", self.stride, self.len));
         }
-        let end = self.start + (self.count - 1) * self.stride + self.len;
+        let end = self.span().end;
         if end > rows { Err(format!("rows up to {end} are wanted, the operand has {rows}")) } else { Ok(()) }
     }
 }
@@ -175,42 +184,79 @@ impl WeightExpr {
         }
     }
 
-    /// Data from the operands' data. `None` for a checkpoint tensor. Operands fit [`WeightExpr::infer`].
+    /// Data from the operands' data, of which no more than one is held at a time. `None` for a checkpoint tensor. Operands
+    /// fit [`WeightExpr::infer`].
     ///
     /// # Errors
-    /// If an operand holds no floats.
-    pub fn eval(&self, operands: &[&Tensor], shape: &[usize]) -> Result<Option<Tensor>, String> {
-        let floats = operands.iter().map(|t| t.floats()).collect::<Result<Vec<_>, _>>()?;
+    /// Those of `operands`; [`IrError::Bug`] if there are too few or one holds no floats.
+    pub fn eval<'v>(
+        &self,
+        mut operands: impl Iterator<Item = Result<Cow<'v, Value>, IrError>>,
+        shape: &[usize],
+    ) -> Result<Option<Tensor>, IrError> {
+        let len = shape.iter().product();
         let (dtype, data) = match self {
             WeightExpr::Tensor(_) => return Ok(None),
             WeightExpr::RopeTable(table) => (DType::F32, table.eval()),
-            WeightExpr::Cast(_, dtype) => (*dtype, floats.concat()),
-            WeightExpr::Concat(_) => (operands[0].dtype, floats.concat()),
-            WeightExpr::Plus { addend, .. } => (DType::F32, floats[0].iter().map(|v| v + addend).collect()),
+            WeightExpr::Concat(_) => {
+                let (mut dtype, mut out) = (DType::F32, Vec::with_capacity(len));
+                for operand in operands {
+                    let (from, data) = floats(operand?)?;
+                    out.extend_from_slice(&data);
+                    dtype = from;
+                }
+                (dtype, out)
+            }
+            WeightExpr::Interleave { of, group } => {
+                let turn = (group * shape.iter().skip(1).product::<usize>()).max(1);
+                let (mut dtype, mut out) = (DType::F32, vec![0.0; len]);
+                for (at, operand) in operands.enumerate() {
+                    let (from, data) = floats(operand?)?;
+                    let turns = out.chunks_exact_mut(turn).skip(at).step_by(of.len());
+                    turns
+                        .zip(data.chunks(turn))
+                        .for_each(|(to, rows)| to[..rows.len()].copy_from_slice(rows));
+                    dtype = from;
+                }
+                (dtype, out)
+            }
+            WeightExpr::Cast(_, dtype) => (*dtype, one(operands.next())?.1.into_owned()),
+            WeightExpr::Plus { addend, .. } => {
+                let mut data = one(operands.next())?.1.into_owned();
+                data.iter_mut().for_each(|v| *v += addend);
+                (DType::F32, data)
+            }
             WeightExpr::Transpose(_) => {
-                let (rows, cols) = (shape[0], shape[1]);
-                let at = |i: usize| floats[0][i % cols * rows + i / cols];
-                (operands[0].dtype, (0..rows * cols).map(at).collect())
+                let ((dtype, data), rows, cols) = (one(operands.next())?, shape[0], shape[1]);
+                (dtype, (0..rows * cols).map(|i| data[i % cols * rows + i / cols]).collect())
             }
             WeightExpr::Rows { pick, .. } => {
-                let width: usize = shape[1..].iter().product();
-                let row = |r: usize| &floats[0][pick.at(r) * width..][..width];
-                (operands[0].dtype, (0..pick.rows()).flat_map(row).copied().collect())
-            }
-            WeightExpr::Interleave { group, .. } => {
-                let width = operands[0].row_len();
-                let turn = group * width;
-                let mut out = vec![0.0; shape.iter().product()];
-                for (chunk, to) in out.chunks_exact_mut(turn).enumerate() {
-                    let from = floats[chunk % floats.len()];
-                    let start = (chunk / floats.len() * turn).min(from.len());
-                    let end = (start + turn).min(from.len());
-                    to[..end - start].copy_from_slice(&from[start..end]);
-                }
-                (operands[0].dtype, out)
+                let ((dtype, data), width) = (one(operands.next())?, shape[1..].iter().product::<usize>());
+                let row = |r: usize| &data[pick.at(r) * width..][..width];
+                (dtype, (0..pick.rows()).flat_map(row).copied().collect())
             }
         };
         Ok(Some(Tensor::float(dtype, shape.to_vec(), data)))
+    }
+}
+
+/// The only operand.
+fn one(operand: Option<Result<Cow<'_, Value>, IrError>>) -> Result<(DType, Cow<'_, [f32]>), IrError> {
+    floats(operand.ok_or_else(|| IrError::Bug("a recipe without operand".into()))??)
+}
+
+/// Type and elements of an operand, without a copy of what is owned.
+fn floats(value: Cow<'_, Value>) -> Result<(DType, Cow<'_, [f32]>), IrError> {
+    let bug = |found: &str| IrError::Bug(format!("an operand of a recipe is {found}"));
+    match value {
+        Cow::Owned(Value::Tensor(Tensor { dtype, data: Data::Float(data), .. })) => {
+            Ok((dtype, Cow::Owned(data)))
+        }
+        Cow::Borrowed(Value::Tensor(Tensor { dtype, data: Data::Float(data), .. })) => {
+            Ok((*dtype, Cow::Borrowed(data)))
+        }
+        Cow::Owned(Value::Tensor(_)) | Cow::Borrowed(Value::Tensor(_)) => Err(bug("of integers")),
+        Cow::Owned(Value::State) | Cow::Borrowed(Value::State) => Err(bug("a state")),
     }
 }
 
@@ -245,6 +291,15 @@ mod tests {
     use super::*;
     use crate::entity::Id;
 
+    fn eval(expr: &WeightExpr, operands: &[&Tensor], shape: &[usize]) -> Vec<f32> {
+        let value = |t: &&Tensor| Value::Tensor((*t).clone());
+        let owned = expr.eval(operands.iter().map(|t| Ok(Cow::Owned(value(t)))), shape).unwrap().unwrap();
+        let values: Vec<Value> = operands.iter().map(value).collect();
+        let borrowed = expr.eval(values.iter().map(|v| Ok(Cow::Borrowed(v))), shape).unwrap().unwrap();
+        assert_eq!((&owned, owned.len()), (&borrowed, shape.iter().product()));
+        owned.floats().unwrap().to_vec()
+    }
+
     #[test]
     fn interleave_takes_turns_and_pads() {
         let ids = vec![WeightId::from_index(0), WeightId::from_index(1)];
@@ -253,8 +308,7 @@ mod tests {
         assert_eq!(expr.infer(&[&facts, &facts]), Ok(Some(Facts::fixed(DType::F32, &[8, 1]))));
         let a = Tensor::float(DType::F32, vec![3, 1], vec![1.0, 2.0, 3.0]);
         let b = Tensor::float(DType::F32, vec![3, 1], vec![-1.0, -2.0, -3.0]);
-        let got = expr.eval(&[&a, &b], &[8, 1]).unwrap().unwrap();
-        assert_eq!(got.floats().unwrap(), [1.0, 2.0, -1.0, -2.0, 3.0, 0.0, -3.0, 0.0]);
+        assert_eq!(eval(&expr, &[&a, &b], &[8, 1]), [1.0, 2.0, -1.0, -2.0, 3.0, 0.0, -3.0, 0.0]);
     }
 
     #[test]
@@ -264,8 +318,7 @@ mod tests {
         let facts = Facts::fixed(DType::F32, &[2, 3, 2]);
         let expr = WeightExpr::Rows { of, pick: RowPick { start: 1, len: 2, stride: 3, count: 2 } };
         assert_eq!(expr.infer(&[&facts]), Ok(Some(Facts::fixed(DType::F32, &[4, 2]))));
-        let got = expr.eval(&[&stacked], &[4, 2]).unwrap().unwrap();
-        assert_eq!(got.floats().unwrap(), [2.0, 3.0, 4.0, 5.0, 8.0, 9.0, 10.0, 11.0]);
+        assert_eq!(eval(&expr, &[&stacked], &[4, 2]), [2.0, 3.0, 4.0, 5.0, 8.0, 9.0, 10.0, 11.0]);
         let vector = Facts::fixed(DType::BF16, &[6]);
         let every_other = WeightExpr::Rows { of, pick: RowPick { start: 0, len: 1, stride: 2, count: 3 } };
         assert_eq!(every_other.infer(&[&vector]), Ok(Some(Facts::fixed(DType::BF16, &[3]))));
@@ -280,12 +333,11 @@ mod tests {
         let facts = Facts::fixed(DType::BF16, &[2, 3]);
         let transpose = WeightExpr::Transpose(of);
         assert_eq!(transpose.infer(&[&facts]), Ok(Some(Facts::fixed(DType::BF16, &[3, 2]))));
-        let got = transpose.eval(&[&a], &[3, 2]).unwrap().unwrap();
-        assert_eq!(got.floats().unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert_eq!(eval(&transpose, &[&a], &[3, 2]), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
         assert!(transpose.infer(&[&Facts::fixed(DType::BF16, &[2])]).unwrap_err().contains("rank 1"));
         let plus = WeightExpr::Plus { of, addend: 0.001 };
         assert_eq!(plus.infer(&[&facts]), Ok(Some(Facts::fixed(DType::F32, &[2, 3]))));
-        assert_eq!(plus.eval(&[&a], &[2, 3]).unwrap().unwrap().floats().unwrap()[0], 1.001);
+        assert_eq!(eval(&plus, &[&a], &[2, 3])[0], 1.001);
     }
 
     #[test]

@@ -33,6 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "lathe-nvrtc",
             "lathe-api",
             "lathe-cpu",
+            "lathe-text",
         ],
     ),
     ("lathe-scheduler", &["lathe-numerics"]),

@@ -1,5 +1,6 @@
 //! Weight recipes as streams of rows: any block of rows of any recipe, without holding a tensor.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -139,6 +140,37 @@ impl Rows {
             return Err(CompileError::input(format!("weight @{name}"), why));
         }
         Ok(rows)
+    }
+
+    /// Adds the names of the source's tensors that `range` is read from.
+    pub fn tensors(&self, range: Range<usize>, names: &mut BTreeSet<String>) {
+        if range.is_empty() {
+            return;
+        }
+        match &self.kind {
+            Kind::Tensor(name) => drop(names.insert(name.clone())),
+            Kind::RopeTable { .. } => {}
+            Kind::Cast(of) | Kind::Plus { of, .. } => of.tensors(range, names),
+            Kind::Transpose(of) => of.of().tensors(0..of.of().rows, names),
+            Kind::Pick { of, pick } => {
+                range.for_each(|row| of.tensors(pick.at(row)..pick.at(row) + 1, names));
+            }
+            Kind::Concat(of) => {
+                let mut start = 0;
+                for part in of {
+                    let within = |row: usize| row.clamp(start, start + part.rows) - start;
+                    part.tensors(within(range.start)..within(range.end), names);
+                    start += part.rows;
+                }
+            }
+            Kind::Interleave { of, group } => {
+                for row in range {
+                    let (part, from) =
+                        (&of[row / group % of.len()], row / (group * of.len()) * group + row % group);
+                    part.tensors(from..(from + 1).min(part.rows), names);
+                }
+            }
+        }
     }
 
     /// Bytes of one row.

@@ -28,6 +28,11 @@ impl Transposed {
         Transposed { of, data: Arc::default() }
     }
 
+    /// What is transposed.
+    pub fn of(&self) -> &Rows {
+        &self.of
+    }
+
     /// Reads `range` of the transpose's rows into `out`, which is exactly as long.
     ///
     /// # Errors

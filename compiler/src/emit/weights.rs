@@ -42,7 +42,17 @@ impl StoredWeight {
         self.layout.bytes(self.dtype(), &self.shape).unwrap_or(0)
     }
 
-    /// Hands the stored bytes to `put`, block after block.
+    /// Rows that are stored together, and the bytes of as many.
+    pub fn group(&self) -> (usize, usize) {
+        match self.layout {
+            Layout::RowMajor => (1, self.rows.row_bytes()),
+            Layout::Panel16 | Layout::Mma16 => {
+                (PANEL, self.bytes() as usize / self.rows.rows.div_ceil(PANEL).max(1))
+            }
+        }
+    }
+
+    /// Hands the stored bytes to `put`, block after block, each of whole groups of rows.
     ///
     /// # Errors
     /// What the source or `put` say.

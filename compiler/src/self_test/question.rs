@@ -4,10 +4,11 @@
 //! ever held.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use lathe_ir::entity::{NodeId, WeightId};
 use lathe_ir::ops::Op;
-use lathe_ir::{Batch, BatchSequence, Facts, Graph, Interpreter, KvState, Tensor, WeightSource};
+use lathe_ir::{Batch, BatchSequence, Data, Facts, Graph, Interpreter, KvState, Tensor, WeightSource};
 
 use super::excerpt::{Excerpt, StandIn};
 use crate::checkpoint::TensorSource;
@@ -67,6 +68,15 @@ impl<'a> Question<'a> {
     /// # Errors
     /// A tensor that cannot be read, or a graph that the interpreter cannot run.
     pub fn answer(&self) -> Result<Vec<f32>> {
+        self.answer_watched(&mut |_, _, _| {})
+    }
+
+    /// As [`Question::answer`], and shows every computed tensor to `watch`, with the first position of its step and its name,
+    /// as [`Interpreter::run_watched`] does.
+    ///
+    /// # Errors
+    /// As [`Question::answer`].
+    pub fn answer_watched(&self, watch: &mut dyn FnMut(usize, &str, &mut Tensor)) -> Result<Vec<f32>> {
         let interpreter = Interpreter::new(&self.graph, self.source())?.streaming();
         let mut kv = KvState::new(self.graph.cache());
         let bound = |name: &str| {
@@ -76,7 +86,8 @@ impl<'a> Question<'a> {
         let (step, mut all) = (bound("t").min(bound("r")), Vec::new());
         for start in (0..self.tokens.len()).step_by(step) {
             let end = start.saturating_add(step).min(self.tokens.len());
-            let outputs = interpreter.run(&self.batch(start, end), &mut kv)?;
+            let mut watch = |name: &str, value: &mut Tensor| watch(start, name, value);
+            let outputs = interpreter.run_watched(&self.batch(start, end), &mut kv, &mut watch)?;
             let bug = |what: &str| CompileError::Bug(format!("question: {what}"));
             let (_, logits) = outputs.tensors.first().ok_or_else(|| bug("the graph returns no tensor"))?;
             let (rows, width) = (logits.floats().map_err(|e| bug(&e))?, logits.row_len().max(1));
@@ -146,15 +157,26 @@ impl WeightSource for Parts<'_> {
             return Ok(rows.clone());
         }
         let info = self.source.info(name).ok_or("it is absent")?;
+        Ok(Tensor { shape: info.shape.clone(), ..self.rows(name, 0..info.rows())? })
+    }
+
+    fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, String> {
         let stream = Rows::tensor(self.source, name).map_err(|e| e.to_string())?;
-        let data = floats(&stream, self.source, 0..stream.rows).map_err(|e| e.to_string())?;
+        if rows.end > stream.rows {
+            return Err(format!("rows {rows:?} are wanted, it has {}", stream.rows));
+        }
+        let shape = match self.source.info(name) {
+            Some(info) if info.shape.len() > 1 => vec![rows.len(), stream.row_len],
+            _ => vec![rows.len()],
+        };
+        let data = floats(&stream, self.source, rows).map_err(|e| e.to_string())?;
         // Every stored value is representable in its own type: nothing is left to round.
-        Ok(Tensor { dtype: info.dtype, shape: info.shape, data: lathe_ir::Data::Float(data) })
+        Ok(Tensor { dtype: stream.dtype, shape, data: Data::Float(data) })
     }
 }
 
 /// Rows as f32, widened block by block.
-fn floats(stream: &Rows, source: &dyn TensorSource, rows: std::ops::Range<usize>) -> Result<Vec<f32>> {
+fn floats(stream: &Rows, source: &dyn TensorSource, rows: Range<usize>) -> Result<Vec<f32>> {
     let mut out = vec![0.0; rows.len() * stream.row_len];
     let step = ((256 << 10) / stream.row_bytes().max(1)).max(1);
     let mut block = Vec::new();

@@ -17,6 +17,7 @@ use lathe_kernels::tolerance::{self, Tolerance};
 use lathe_numerics::DType;
 use lathe_plan::schema::{Place, Program};
 
+use super::choices::Choices;
 use crate::emit::rows::widen;
 use crate::error::{CompileError, Result};
 use crate::self_test::question::Question;
@@ -131,17 +132,17 @@ impl Asked<'_> {
         self.engine.collect(ticket, &mut StepOutput::with_capacity(end - start)).map_err(failed)
     }
 
-    /// The engine's logits of `ids` at every position, `[tokens, ids]`.
+    /// The engine's logits of `ids` at every position, `[tokens, ids]`, and what its routers said on the way.
     ///
     /// # Errors
     /// The engine refuses the tokens or fails.
-    pub fn logits(&mut self) -> Result<Vec<f32>> {
+    pub fn logits(&mut self, choices: &mut Choices<'_>) -> Result<Vec<f32>> {
         let vocab = (self.engine.info().vocab_size as usize).max(1);
         let mut all = Vec::with_capacity(self.token_ids.len() * self.ids.len());
         let n = self.token_ids.len();
         for start in (0..n).step_by(self.step_len()) {
             let end = (start + self.step_len()).min(n);
-            self.step(start, end, &mut |_| {})?;
+            self.step(start, end, &mut |seen| choices.observe(&seen))?;
             for row in self.engine.logits().chunks_exact(vocab) {
                 all.extend(self.ids.iter().map(|&id| row[id as usize]));
             }

@@ -2,9 +2,10 @@
 //!
 //! Needs: an imported checkpoint and a plan with a CPU program. Gives: the weights that differ, the logits against the
 //! reference interpreter's on the unfused graph, and where asked for every launch against the interpreter on its own
-//! inputs. Nothing here knows an op or a model. Memory: weights stream; what is held are the interpreter's operands of one
+//! inputs. Nothing here knows a model, and no op but the choice of experts. Memory: weights stream; what is held are the interpreter's operands of one
 //! node, the engine's activations and, with launches, what they wrote for one step.
 
+mod choices;
 mod launches;
 mod report;
 mod weights;
@@ -27,6 +28,7 @@ use crate::options::Options;
 use crate::pipeline;
 use crate::self_test::question::Question;
 use crate::self_test::tolerance as logit_tolerance;
+use choices::Choices;
 use launches::Asked;
 
 /// Columns of the logits that are compared at most: heads with more rows are sampled evenly, their weights in whole.
@@ -62,6 +64,10 @@ pub struct LogitCheck {
     pub bound: f32,
     /// L2 norm of the difference over that of the logits.
     pub global_error: f32,
+    /// Choices of experts for which the reference was routed by the engine's logits, which were within the bound of its own.
+    pub choices: usize,
+    /// Choices of experts that each made by its own logits, because they were further apart.
+    pub choices_apart: usize,
 }
 
 impl LogitCheck {
@@ -157,12 +163,12 @@ pub fn verify(
     };
     if let Some(id) = token_ids.iter().find(|&&id| id >= card.vocab_size) {
         let why = format!("{id} is not below the vocabulary's {}", card.vocab_size);
-        return Err(CompileError::usage("--tokens", why));
+        return Err(CompileError::usage("tokens", why));
     }
     if token_ids.len() > card.limits.max_seq_len as usize {
         let why =
             format!("has {} ids, a sequence of the plan holds {}", token_ids.len(), card.limits.max_seq_len);
-        return Err(CompileError::usage("--tokens", why));
+        return Err(CompileError::usage("tokens", why));
     }
     let ids = spread(MAX_IDS, card.vocab_size);
     let mut engine = load(plan, request)?;
@@ -176,8 +182,12 @@ pub fn verify(
         }
         false => Vec::new(),
     };
-    let got = asked.logits()?;
-    let want = Question::new(&imported.graph, source, &token_ids, &ids)?.answer()?;
+    let mut choices = Choices::new(&imported.graph, program);
+    let got = asked.logits(&mut choices)?;
+    let bound = logit_tolerance(imported.dtype);
+    let question = Question::new(&imported.graph, source, &token_ids, &ids)?;
+    let want =
+        question.answer_watched(&mut |start, name, value| choices.follow(name, start, value, bound))?;
     if got.len() != want.len() {
         return Err(CompileError::Bug(format!(
             "{} logits beside {} of the reference",
@@ -192,8 +202,10 @@ pub fn verify(
         ids: ids.len(),
         vocab_size: card.vocab_size,
         max_difference: errors.max * largest.max(1e-30),
-        bound: (logit_tolerance(imported.dtype) * largest).max(f32::EPSILON),
+        bound: (bound * largest).max(f32::EPSILON),
         global_error: errors.global,
+        choices: choices.counts.0,
+        choices_apart: choices.counts.1,
     };
     Ok(Verification {
         model: card.name.clone(),

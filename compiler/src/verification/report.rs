@@ -10,13 +10,13 @@ impl fmt::Display for Verification {
         writeln!(f, "plan      {} on {}", self.model, self.path)?;
         let n_faults = self.weight_faults.len();
         let all = if n_faults == 0 {
-            "all as the checkpoint gives them, by hash".to_owned()
+            "all as the checkpoint gives them, byte for byte".to_owned()
         } else {
             format!("{n_faults} differ")
         };
         writeln!(f, "weights   {:<8} {}: {all}", verdict(n_faults == 0), self.n_weights)?;
         for fault in &self.weight_faults {
-            writeln!(f, "          {} ({}): {}", fault.name, fault.layout, fault.why)?;
+            writeln!(f, "          {fault}")?;
         }
         let l = &self.logits;
         writeln!(
@@ -30,6 +30,13 @@ impl fmt::Display for Verification {
             l.bound,
             l.global_error
         )?;
+        if l.choices + l.choices_apart > 0 {
+            writeln!(
+                f,
+                "          {} choices of experts taken over from the engine, {} too far apart for it",
+                l.choices, l.choices_apart
+            )?;
+        }
         if self.launches.is_empty() {
             return Ok(());
         }

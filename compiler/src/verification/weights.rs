@@ -1,5 +1,7 @@
-//! The plan's weights against what the checkpoint gives, byte for byte by hash.
+//! The plan's weights against what the checkpoint gives, byte for byte.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,7 +20,34 @@ pub struct WeightFault {
     pub layout: &'static str,
     /// What is wrong.
     pub why: String,
+    /// The checkpoint's tensors whose rows differ, by name.
+    pub tensors: Vec<String>,
 }
+
+impl fmt::Display for WeightFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): {}", self.name, self.layout, self.why)?;
+        if let Some(from) = self.from() {
+            write!(f, ": {from}")?;
+        }
+        Ok(())
+    }
+}
+
+impl WeightFault {
+    /// The checkpoint's tensors whose rows differ, the first few of them; `None` where nothing can be said.
+    pub fn from(&self) -> Option<String> {
+        let shown = self.tensors.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+        match self.tensors.len() {
+            0 => None,
+            1..=SHOWN => Some(shown),
+            n => Some(format!("{shown} and {} more", n - SHOWN)),
+        }
+    }
+}
+
+/// Tensors of one weight that a sentence names.
+const SHOWN: usize = 3;
 
 /// Lays every weight out anew and compares. A worker holds one block of one weight.
 ///
@@ -31,7 +60,12 @@ pub fn compare(
     threads: usize,
 ) -> Result<Vec<WeightFault>> {
     let stored = plan.weights();
-    let fault = |name: &str, layout, why: &str| WeightFault { name: name.into(), layout, why: why.into() };
+    let fault = |name: &str, layout, why: &str| WeightFault {
+        name: name.into(),
+        layout,
+        why: why.into(),
+        tensors: Vec::new(),
+    };
     let one = |index: usize| -> Result<Option<WeightFault>> {
         let weight = &expected[index];
         let same = |w: &&lathe_plan::schema::Weight| {
@@ -41,14 +75,27 @@ pub fn compare(
         let Some(at) = stored.iter().position(|w| same(&w)) else {
             return Ok(Some(fault(&weight.name, layout, "is not in the plan")));
         };
-        let mut hasher = blake3::Hasher::new();
-        weight.stream(source, &mut |bytes| {
-            hasher.update(bytes);
+        let bytes = plan.weight_bytes(at);
+        let ((rows, group), mut offset) = (weight.group(), 0);
+        let (mut differs, mut tensors) = (false, BTreeSet::new());
+        weight.stream(source, &mut |block| {
+            let stored = bytes.get(offset..offset + block.len()).unwrap_or_default();
+            if stored != block {
+                differs = true;
+                let pairs = block.chunks(group).zip(stored.chunks(group)).enumerate();
+                for (n, _) in pairs.filter(|(_, (want, have))| want != have) {
+                    let row = (offset / group + n) * rows;
+                    weight.rows.tensors(row..(row + rows).min(weight.rows.rows), &mut tensors);
+                }
+            }
+            offset += block.len();
             Ok(())
         })?;
-        // The bytes themselves: the table's hash is what `runtime check` compares them with.
-        let differs = hasher.finalize() != blake3::hash(plan.weight_bytes(at));
-        Ok(differs.then(|| fault(&weight.name, layout, "its bytes are not those that the checkpoint gives")))
+        if !differs && offset == bytes.len() {
+            return Ok(None);
+        }
+        let why = "its bytes are not those that the checkpoint gives";
+        Ok(Some(WeightFault { tensors: tensors.into_iter().collect(), ..fault(&weight.name, layout, why) }))
     };
     let next = AtomicUsize::new(0);
     let found: Mutex<Vec<(usize, Result<WeightFault>)>> = Mutex::new(Vec::new());

@@ -3,6 +3,8 @@
 // Every test binary compiles this file and uses a part of it.
 #![allow(dead_code)]
 
+pub mod architectures;
+
 use std::path::{Path, PathBuf};
 
 use lathe_compiler::checkpoint::{
