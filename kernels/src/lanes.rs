@@ -59,8 +59,10 @@ pub fn gelu(x: f32) -> f32 {
     p = p * t + ERFC_POLY[3];
     p = p * t + ERFC_POLY[4];
     let tail = 0.5 * ((p * t) * exp(-(z * z)));
-    let (low, high) = (x * tail, x - x * tail);
-    if x < 0.0 { low } else { high }
+    let size = x.abs();
+    let low = (if size > f32::MAX { f32::MAX } else { size }) * tail;
+    let high = x - low;
+    if x < 0.0 { -low } else { high }
 }
 
 /// `numerics::Activation::GeluTanh`, bit for bit.

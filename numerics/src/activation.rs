@@ -81,7 +81,9 @@ fn gelu(x: f32) -> f32 {
     }
     // Phi(-|x|): half of the complementary error function. The other tail is one minus it.
     let tail = 0.5 * ((p * t) * exp(-(z * z)));
-    if x < 0.0 { x * tail } else { x - x * tail }
+    // The tail of an infinity is 0, and their product must be: a finite number stands for it.
+    let low = x.abs().min(f32::MAX) * tail;
+    if x < 0.0 { -low } else { x - low }
 }
 
 /// `tanh(x)` in f32, within 1e-7 of the true value.
@@ -141,8 +143,10 @@ mod tests {
             assert_eq!(act.apply(100.0), 100.0);
             assert!(act.apply(-100.0).abs() < 1e-30);
             assert!(act.apply(f32::NAN).is_nan());
+            assert_eq!(act.apply(f32::INFINITY), f32::INFINITY);
             assert_eq!(act.name().parse(), Ok(act));
         }
+        assert_eq!(Activation::Gelu.apply(f32::NEG_INFINITY).to_bits(), (-0.0_f32).to_bits());
         assert_eq!((tanh(50.0), tanh(-50.0), tanh(0.0)), (1.0, -1.0, 0.0));
         assert!("relu".parse::<Activation>().is_err());
     }

@@ -184,8 +184,8 @@ __device__ __forceinline__ float gelu_portable(float x) {
     p = add(mul(p, t), -0.28449674f);
     p = add(mul(p, t), 0.2548296f);
     float tail = mul(0.5f, mul(mul(p, t), exp_portable(-mul(z, z))));
-    float low = mul(x, tail);
-    return x < 0.0f ? low : add(x, -low);
+    float low = mul(fminf(fabsf(x), 3.402823466e38f), tail);
+    return x < 0.0f ? -low : add(x, -low);
 }
 __device__ __forceinline__ float gelu_tanh_portable(float x) {
     float u = mul(0.7978846f, add(x, mul(0.044715f, mul(mul(x, x), x))));

@@ -271,7 +271,7 @@ pub(super) const FUSED: &[Mutant] = &[
         &GLU,
         Class::Epilogue,
         "the tail of a positive gate is that of a negative one",
-        &[("x < 0.0f ? low : add(x, -low)", "low")],
+        &[("x < 0.0f ? -low : add(x, -low)", "-low")],
     ),
     host(&GLU, Class::Launch, "gate and up swap", |l| l.stages[0].args.swap(0, 1)),
     host(&GLU, Class::Launch, "a column of blocks is missing", |l| l.stages[0].grid[1] = Extent::fixed(1)),
