@@ -27,8 +27,9 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// Directory of a checkpoint, or a hub id that lies in the local Hugging Face cache.
-    #[arg(long, value_name = "DIR|ORG/NAME")]
+    /// Directory of a checkpoint, or a hub id that lies in the local Hugging Face cache, in the revision main or another:
+    /// branch, tag or whole commit hash.
+    #[arg(long, value_name = "DIR|ORG/NAME[@REVISION]")]
     pub model: Option<String>,
 
     /// config.json of a model whose weights are made up, to measure its speed and memory.
@@ -124,7 +125,7 @@ pub enum Command {
 #[command(group(ArgGroup::new("origin").required(true).args(["model", "config"])))]
 pub struct VerifyArgs {
     /// The checkpoint that the plan was compiled from: a directory, or a hub id in the local Hugging Face cache.
-    #[arg(long, value_name = "DIR|ORG/NAME")]
+    #[arg(long, value_name = "DIR|ORG/NAME[@REVISION]")]
     pub model: Option<String>,
 
     /// config.json of a plan with made-up weights.

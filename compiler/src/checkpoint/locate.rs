@@ -29,18 +29,23 @@ impl HubCache {
 pub struct Located {
     /// Directory with config.json.
     pub dir: PathBuf,
-    /// The id, if the model was named by one.
+    /// The id, if the model was named by one; without the revision.
     pub hub_id: Option<String>,
 }
 
-/// Resolves what stands after `--model`.
+/// Resolves what stands after `--model`: a directory, `org/name`, or `org/name@revision`, where a revision is a branch, a tag
+/// or a whole commit hash. A directory of that name comes first.
 ///
 /// # Errors
-/// A path that does not exist, is a file or holds no config.json; an id that is not in the cache.
+/// A path that does not exist, is a file or holds no config.json; an id or a revision that is not in the cache.
 pub fn locate(model: &str, cache: &HubCache) -> Result<Located> {
     let path = Path::new(model);
     if path.is_dir() {
-        return whole(path.to_path_buf(), None);
+        if path.join("config.json").is_file() {
+            return Ok(Located { dir: path.to_path_buf(), hub_id: None });
+        }
+        return Err(CompileError::input(path.display().to_string(), "holds no config.json")
+            .remedy("pass the directory of a checkpoint in Hugging Face form"));
     }
     if path.is_file() {
         return Err(CompileError::input(
@@ -54,10 +59,17 @@ pub fn locate(model: &str, cache: &HubCache) -> Result<Located> {
             _ => format!("pass its directory: --model {}", path.parent().unwrap_or(path).display()),
         }));
     }
-    if !is_hub_id(model) {
+    let (id, asked) = match model.split_once('@') {
+        Some((id, revision)) => (id, Some(revision)),
+        None => (model, None),
+    };
+    if !is_hub_id(id) || !asked.is_none_or(is_revision) {
         return Err(CompileError::input(model, "no such directory"));
     }
-    let download = format!("download it with: hf download {model}");
+    let download = match asked {
+        Some(revision) => format!("download it with: hf download {id} --revision {revision}"),
+        None => format!("download it with: hf download {id}"),
+    };
     let Some(cache) = &cache.0 else {
         return Err(CompileError::input(
             model,
@@ -65,49 +77,93 @@ pub fn locate(model: &str, cache: &HubCache) -> Result<Located> {
         )
         .remedy(download));
     };
-    let repo = cache.join(format!("models--{}", model.replace('/', "--")));
-    let reference = repo.join("refs/main");
-    let revision = match std::fs::read_to_string(&reference) {
-        Ok(text) => text.trim().to_owned(),
-        Err(_) => {
-            return Err(CompileError::input(
-                model,
-                format!("no such directory, and not in the Hugging Face cache {}", cache.display()),
-            )
-            .remedy(download));
+    let repo = cache.join(format!("models--{}", id.replace('/', "--")));
+    let revision = asked.unwrap_or("main");
+    let (refs, snapshots) = (repo.join("refs"), repo.join("snapshots"));
+    let reference = refs.join(revision);
+    let Ok(commit) = std::fs::read_to_string(&reference) else {
+        let snapshot = snapshots.join(revision);
+        if asked.is_some() && is_commit(revision) && snapshot.is_dir() {
+            return whole(snapshot, id, &download);
         }
+        let held = held(&refs, &snapshots);
+        let why = match held.is_empty() {
+            true => format!("no such directory, and not in the Hugging Face cache {}", cache.display()),
+            false => format!("the Hugging Face cache {} has no revision {revision} of it", cache.display()),
+        };
+        let remedy = match held.is_empty() {
+            true => download,
+            false => format!("{download}; there are: {}", held.join(", ")),
+        };
+        return Err(CompileError::input(model, why).remedy(remedy));
     };
-    let dir = repo.join("snapshots").join(&revision);
-    if !revision.chars().all(|c| c.is_ascii_alphanumeric()) || !dir.is_dir() {
-        return Err(CompileError::input(
-            model,
-            format!("{} names revision {revision:?}, whose snapshot is missing", reference.display()),
-        )
-        .remedy(download));
+    let commit = commit.trim();
+    let dir = snapshots.join(commit);
+    if !is_commit(commit) || !dir.is_dir() {
+        let why = format!("{} names revision {commit:?}, whose snapshot is missing", reference.display());
+        return Err(CompileError::input(model, why).remedy(download));
     }
-    whole(dir, Some(model.to_owned()))
+    whole(dir, id, &download)
 }
 
-fn whole(dir: PathBuf, hub_id: Option<String>) -> Result<Located> {
-    if dir.join("config.json").is_file() {
-        return Ok(Located { dir, hub_id });
+/// The revisions of a repository that lie in the cache, `org/name@` left out: names with their commits, then the commits
+/// that have no name.
+fn held(refs: &Path, snapshots: &Path) -> Vec<String> {
+    let entries = |dir: &Path| -> Vec<PathBuf> {
+        let mut all: Vec<_> =
+            std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        all.sort();
+        all
+    };
+    let (mut folders, mut named) = (vec![refs.to_path_buf()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for path in entries(&folder) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if let (Ok(name), Ok(commit)) = (path.strip_prefix(refs), std::fs::read_to_string(&path)) {
+                named.push((name.display().to_string(), commit.trim().to_owned()));
+            }
+        }
     }
-    let what = hub_id.clone().unwrap_or_else(|| dir.display().to_string());
-    let error = CompileError::input(what, "holds no config.json");
-    Err(match hub_id {
-        Some(id) => error.remedy(format!("complete the download with: hf download {id}")),
-        None => error.remedy("pass the directory of a checkpoint in Hugging Face form"),
-    })
+    named.retain(|(_, commit)| is_commit(commit) && snapshots.join(commit).is_dir());
+    named.sort();
+    let commits = entries(snapshots).into_iter().filter_map(|p| Some(p.file_name()?.to_str()?.to_owned()));
+    let unnamed = commits.filter(|c| named.iter().all(|(_, commit)| commit != c));
+    let unnamed: Vec<String> = unnamed.collect();
+    named.into_iter().map(|(name, commit)| format!("{name} ({commit})")).chain(unnamed).collect()
+}
+
+/// A snapshot that holds a checkpoint.
+fn whole(dir: PathBuf, id: &str, download: &str) -> Result<Located> {
+    if dir.join("config.json").is_file() {
+        return Ok(Located { dir, hub_id: Some(id.to_owned()) });
+    }
+    Err(CompileError::input(id, "holds no config.json").remedy(download.replacen(
+        "download it",
+        "complete it",
+        1,
+    )))
+}
+
+/// A commit's hash as the cache names snapshots.
+fn is_commit(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric())
+}
+
+/// A branch, a tag, `refs/pr/1` or a commit: never a way out of the cache.
+fn is_revision(text: &str) -> bool {
+    text.split('/').all(is_name)
 }
 
 /// `org/name` in the alphabet of the hub.
 fn is_hub_id(text: &str) -> bool {
-    let part = |p: &str| {
-        !p.is_empty()
-            && !p.starts_with('.')
-            && p.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    matches!(text.split_once('/'), Some((org, name)) if part(org) && part(name))
+    matches!(text.split_once('/'), Some((org, name)) if is_name(org) && is_name(name))
+}
+
+fn is_name(part: &str) -> bool {
+    !part.is_empty()
+        && !part.starts_with('.')
+        && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 #[cfg(test)]
@@ -150,6 +206,49 @@ mod tests {
         std::fs::write(repo.join("refs/main"), "fff").unwrap();
         let gone = locate("org/tiny", &cache).unwrap_err().to_string();
         assert!(gone.contains("revision \"fff\", whose snapshot is missing"), "{gone}");
+    }
+
+    #[test]
+    fn a_revision_is_a_name_or_a_commit() {
+        let home = tempfile::tempdir().unwrap();
+        let repo = home.path().join("models--org--tiny");
+        let cache = HubCache(Some(home.path().to_path_buf()));
+        let (one, two, pull) = ("1".repeat(40), "2".repeat(40), "3".repeat(40));
+        for commit in [&one, &two, &pull] {
+            let snapshot = repo.join("snapshots").join(commit);
+            std::fs::create_dir_all(&snapshot).unwrap();
+            std::fs::write(snapshot.join("config.json"), "{}").unwrap();
+        }
+        std::fs::create_dir_all(repo.join("refs/refs/pr")).unwrap();
+        // The branch main was never asked for.
+        for (name, commit) in [("v1.0", &one), ("refs/pr/7", &pull), ("gone", &"4".repeat(40))] {
+            std::fs::write(repo.join("refs").join(name), commit).unwrap();
+        }
+        for (revision, commit) in [("v1.0", &one), ("refs/pr/7", &pull), (&*two, &two), (&*one, &one)] {
+            let found = locate(&format!("org/tiny@{revision}"), &cache).unwrap();
+            let dir = repo.join("snapshots").join(commit);
+            assert_eq!(found, Located { dir, hub_id: Some("org/tiny".into()) }, "{revision}");
+        }
+        let there = format!("there are: refs/pr/7 ({pull}), v1.0 ({one}), {two}");
+        for (model, why, advice) in [
+            ("org/tiny", "has no revision main of it", &*format!("hf download org/tiny; {there}")),
+            (
+                "org/tiny@v2",
+                "has no revision v2 of it",
+                &format!("hf download org/tiny --revision v2; {there}"),
+            ),
+            ("org/tiny@gone", "whose snapshot is missing", "hf download org/tiny --revision gone"),
+            ("org/other@v1.0", "not in the Hugging Face cache", "hf download org/other --revision v1.0"),
+        ] {
+            let Err(CompileError::Input { what, why: seen, remedy }) = locate(model, &cache) else {
+                panic!("{model}")
+            };
+            assert_eq!((&*what, seen.contains(why)), (model, true), "{seen}");
+            assert_eq!(remedy.as_deref(), Some(&*format!("download it with: {advice}")), "{model}");
+        }
+        for model in ["org/tiny@", "org/tiny@../v1.0", "org/tiny@/etc", "org/tiny@v1.0@v1.0"] {
+            assert_eq!(locate(model, &cache).unwrap_err().to_string(), format!("{model}: no such directory"));
+        }
     }
 
     #[test]
