@@ -11,7 +11,7 @@ use lathe_cpu::{CpuEngine, CpuOptions};
 use lathe_plan::Plan;
 use lathe_runtime::backend::{Backend, Health};
 use lathe_runtime::engine_thread::{Policy, start};
-use lathe_runtime::http::{Keys, Options, Server, router};
+use lathe_runtime::http::{Keys, Options, Server, listen};
 use lathe_runtime::metrics::Metrics;
 use lathe_runtime::model::{Model, Text};
 use lathe_runtime::sampling::SamplingDefaults;
@@ -90,13 +90,13 @@ fn fails_loudly(panics: bool, reason: &str) {
         }),
         metrics,
         keys: Keys::new(None, None).unwrap(),
-        options: Options { max_body: 1 << 20, request_timeout: None, cors_origin: None },
+        options: Options::default(),
     });
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
-    runtime.spawn(async move { axum::serve(listener, router(server)).await });
+    runtime.spawn(listen(listener, server, std::future::pending()));
 
     assert_eq!(request(address, "GET", "/ready", "").0, 200);
     // Several under way when the fault comes: each gets its error, none hangs.

@@ -2,7 +2,8 @@
 
 mod programs;
 
-use std::net::TcpListener;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use programs::{Dir, Server, read_answer, read_events, runtime};
@@ -101,6 +102,68 @@ fn a_request_that_takes_too_long_is_504() {
     let answer = server.post(COMPLETIONS, &long(1000, false));
     assert_eq!((answer.status, answer.json()["error"]["type"].as_str()), (504, Some("timeout_error")));
     server.wait_idle();
+}
+
+/// Bytes of an open connection up to its end.
+fn rest(mut connection: TcpStream) -> String {
+    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut text = String::new();
+    connection.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn a_connection_without_a_request_is_closed() {
+    let dir = Dir::new();
+    let server = Server::start(&dir.plan(), &[&SLOW[..], &["--header-timeout", "300ms"]].concat());
+    // A request that takes longer is not cut off.
+    let mut running = server.send("POST", COMPLETIONS, "", &long(1000, true).to_string());
+    read_events(&mut running, 1);
+    let started = Instant::now();
+    for (sent, answers) in
+        [("", 0), ("GET /live HTTP/1.1\r\nhost: x\r\n", 0), ("GET /live HTTP/1.1\r\nhost: x\r\n\r\n", 1)]
+    {
+        let mut connection = TcpStream::connect(&server.address).unwrap();
+        connection.write_all(sent.as_bytes()).unwrap();
+        let began = Instant::now();
+        let text = rest(connection);
+        assert_eq!(text.matches("HTTP/1.1 200 OK").count(), answers, "{text}");
+        assert!(began.elapsed() >= Duration::from_millis(250), "closed too early");
+    }
+    // One that dribbles is closed as well: the time is for the whole head.
+    let mut connection = TcpStream::connect(&server.address).unwrap();
+    let dribbled = (0..100).take_while(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        connection.write_all(b"GET ").is_ok()
+    });
+    assert!(dribbled.count() < 100, "a head of {:?} was waited for", started.elapsed());
+    assert!(rest(running).ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"));
+}
+
+#[test]
+fn connections_beyond_the_limit_wait() {
+    let dir = Dir::new();
+    let server = Server::start(&dir.plan(), &["--max-connections", "2"]);
+    let mut held: Vec<_> = (0..2).map(|_| TcpStream::connect(&server.address).unwrap()).collect();
+    // Both are accepted for sure when they have been answered.
+    for connection in &mut held {
+        connection.write_all(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
+    }
+    let mut third = server.send("GET", "/live", "", "");
+    third.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let kind = third.read(&mut [0; 1]).unwrap_err().kind();
+    assert!(matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut), "{kind}");
+    held.pop();
+    third.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert_eq!(read_answer(third).status, 200);
+    for (flag, value) in
+        [("--max-connections", "0"), ("--header-timeout", "0s"), ("--header-timeout", "soon")]
+    {
+        let refused = runtime(&["serve", dir.path("tiny.plan").to_str().unwrap(), flag, value]);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!((refused.status.code(), text.contains(&flag[2..])), (Some(2), true), "{text}");
+    }
 }
 
 #[test]

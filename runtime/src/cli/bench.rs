@@ -1,6 +1,7 @@
 //! `runtime bench`: a stated load on a plan, or on any OpenAI server, and what its users get.
 
 use std::io::{IsTerminal, Write};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use tokio::sync::watch;
 use super::console::print;
 use super::faults::{self, Outcome};
 use super::load::{self, EngineSettings};
-use super::serve::{DEFAULT_MAX_BODY, DEFAULT_MAX_QUEUE};
+use super::serve::DEFAULT_MAX_QUEUE;
 use super::{knobs, path, resolve_with_log};
 use crate::bench::Target;
 use crate::bench::client::{AddressError, Client, Wishes};
@@ -349,11 +350,7 @@ impl Own {
             model: self.model,
             metrics: self.metrics,
             keys: Keys::default(),
-            options: Options {
-                max_body: DEFAULT_MAX_BODY as usize,
-                request_timeout: None,
-                cors_origin: None,
-            },
+            options: Options { max_connections: NonZeroU32::MAX, ..Options::default() },
         });
         let http = tokio::spawn(listen(listener, server, std::future::pending()));
         let wishes = Wishes { model: name.clone(), chat: bench.chat, fields: bench.fields.clone() };

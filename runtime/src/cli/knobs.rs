@@ -126,6 +126,20 @@ pub const SERVE: &[Knob] = &[
         help: "Longest time of one request; no limit unless set",
     },
     Knob {
+        name: "header-timeout",
+        env: "LATHE_HEADER_TIMEOUT",
+        value: "TIME",
+        default: Some("30s"),
+        help: "Longest time for a request's head to come, and for a connection to stay open without a request",
+    },
+    Knob {
+        name: "max-connections",
+        env: "LATHE_MAX_CONNECTIONS",
+        value: "N",
+        default: Some("1000"),
+        help: "Connections at once; more wait until one ends",
+    },
+    Knob {
         name: "max-body",
         env: "LATHE_MAX_BODY",
         value: "SIZE",

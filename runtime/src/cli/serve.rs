@@ -22,8 +22,6 @@ use crate::metrics::Metrics;
 
 /// Sequences that may wait, unless set.
 pub const DEFAULT_MAX_QUEUE: usize = 1024;
-/// Largest request body, unless set.
-pub const DEFAULT_MAX_BODY: u64 = 16 << 20;
 /// Threads that speak HTTP; the engine's own threads do the work.
 const HTTP_THREADS: usize = 2;
 /// Threads that encode prompts; more would only take cores from the engine.
@@ -66,6 +64,11 @@ impl ServeSettings {
 
     fn read(settings: &Settings, plan: &Path, keys: Keys) -> Result<Self, SettingsError> {
         let duration = |text: &str| humantime::parse_duration(text).map_err(|e| e.to_string());
+        let above_zero = |text: &str| match duration(text)? {
+            Duration::ZERO => Err("must be above 0".to_owned()),
+            time => Ok(time),
+        };
+        let defaults = Options::default();
         let header = |text: &str| HeaderValue::from_str(text).map_err(|e| e.to_string());
         Ok(ServeSettings {
             host: settings.parse("host")?.unwrap_or_else(|| "127.0.0.1".to_owned()),
@@ -75,9 +78,13 @@ impl ServeSettings {
             drain_timeout: settings.read("drain-timeout", duration)?.unwrap_or(Duration::from_secs(30)),
             max_queue: settings.parse("max-queue")?.unwrap_or(DEFAULT_MAX_QUEUE),
             options: Options {
-                max_body: settings.read("max-body", parse_bytes)?.unwrap_or(DEFAULT_MAX_BODY) as usize,
+                max_body: settings.read("max-body", parse_bytes)?.map_or(defaults.max_body, |n| n as usize),
                 request_timeout: settings.read("request-timeout", duration)?,
                 cors_origin: settings.read("cors-origin", header)?,
+                header_timeout: settings
+                    .read("header-timeout", above_zero)?
+                    .unwrap_or(defaults.header_timeout),
+                max_connections: settings.parse("max-connections")?.unwrap_or(defaults.max_connections),
             },
         })
     }
@@ -141,7 +148,7 @@ async fn serve_plan(plan_path: &Path, serve: ServeSettings, settings: EngineSett
     let mut http = tokio::spawn(listen(listener, server, async move { drop(closed.await) }));
     let outcome = tokio::select! {
         ended = &mut http => {
-            let why = ended.map_or_else(|e| e.to_string(), |e| e.map_or_else(|e| e.to_string(), |()| "it ended".into()));
+            let why = ended.map_or_else(|e| e.to_string(), |()| "it ended".into());
             Err(Diagnostic::new(Exit::Io, "the HTTP server ended").why(why))
         }
         reason = handle.failed() => {

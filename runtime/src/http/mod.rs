@@ -5,6 +5,7 @@
 
 mod chat;
 mod completions;
+mod connections;
 mod error;
 mod fields;
 mod keys;
@@ -19,8 +20,9 @@ mod tokens;
 mod trace;
 
 pub use chat::Conversation;
+pub use connections::listen;
 pub use error::ApiError;
 pub use fields::Fields;
 pub use keys::{KeyError, Keys};
 pub use prompt::room;
-pub use router::{Options, Server, listen, router};
+pub use router::{Options, Server};

@@ -1,5 +1,6 @@
 //! Routes and what all of them share.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,6 @@ use axum::extract::Request;
 use axum::http::HeaderValue;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
-use tokio::net::TcpListener;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use super::{ApiError, Keys, chat, completions, middleware, probes, tokens};
@@ -26,6 +25,23 @@ pub struct Options {
     pub request_timeout: Option<Duration>,
     /// Origin that browsers may call from; `*` is any, `None` sends no CORS headers.
     pub cors_origin: Option<HeaderValue>,
+    /// Longest time without a request's whole head, from the start of a connection or the end of the request before.
+    pub header_timeout: Duration,
+    /// Connections at once.
+    pub max_connections: NonZeroU32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            max_body: 16 << 20,
+            request_timeout: None,
+            cors_origin: None,
+            header_timeout: Duration::from_secs(30),
+            // Leaves some of the 1,024 files that a process may usually open.
+            max_connections: NonZeroU32::new(1000).unwrap_or(NonZeroU32::MIN),
+        }
+    }
 }
 
 /// What handlers share.
@@ -40,20 +56,6 @@ pub struct Server {
     pub keys: Keys,
     /// Limits.
     pub options: Options,
-}
-
-/// Serves `server` on `listener` until `closed`, then finishes what is under way.
-///
-/// # Errors
-/// The listener fails.
-pub async fn listen(
-    listener: TcpListener,
-    server: Arc<Server>,
-    closed: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    // Small chunks must leave at once: Nagle's algorithm would hold tokens back.
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    axum::serve(listener, router(server)).with_graceful_shutdown(closed).await
 }
 
 /// All routes over `server`.
