@@ -8,6 +8,7 @@ mod machine;
 mod peer;
 mod peers;
 mod results;
+mod roofline;
 mod start;
 mod stats;
 mod trace;
@@ -31,6 +32,8 @@ enum Command {
     Peers(peers::Args),
     /// Each kernel beside the machine's bounds
     Kernels(kernels::Args),
+    /// Decode of one sequence beside reading what it multiplies
+    Roofline(roofline::Args),
     /// From exec to /ready and to the first token of `runtime serve`
     Start(start::Args),
     /// Throughput beside another busy process
@@ -58,6 +61,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Peers(args) => peers::run(&args),
         Command::Kernels(args) => kernels::run(&args),
+        Command::Roofline(args) => roofline::run(&args),
         Command::Start(args) => start::run(&args),
         Command::Contention(args) => contention::run(&args),
         Command::Burn => contention::burn(),

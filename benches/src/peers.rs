@@ -1,7 +1,7 @@
 //! Lathe, llama.cpp and vLLM side by side: the same cases in turn, with the machine's bounds measured between.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,11 +10,12 @@ use lathe_kernels::Isa;
 use lathe_plan::Plan;
 use serde::Serialize;
 
-use crate::cases::{CASES, Case, EIGHT, Extra, LONG, MANY, MANY_LONG, ONE, ROOFLINE};
+use crate::cases::{CASES, Case, EIGHT, Extra, LONG, MANY, MANY_LONG, ONE};
 use crate::machine::{Machine, Others, QUIET, multiply_rate, wait_quiet};
 use crate::peer::{Hello, Peer, Timing};
+use crate::roofline::{self, Roofline, ours};
 use crate::stats::Spread;
-use crate::{cache, results, worker};
+use crate::{cache, results};
 
 /// What to compare.
 #[derive(Debug, clap::Args)]
@@ -107,37 +108,21 @@ struct Line {
     ratios: BTreeMap<String, Spread>,
     /// Lathe / the peer that was best in the turn.
     of_best: Spread,
-    /// Least `of_best` that Lathe is held to.
-    asked: Option<f64>,
+    /// What Lathe is held to.
+    asked: Option<Asked>,
     quiet_turns: usize,
     turns: usize,
     /// True when fewer quiet turns were had than asked for: the numbers are of all turns, and no claims.
     loaded: bool,
 }
 
-/// Decode of one sequence against reading its weights: steps and plain readings of memory take turns.
-#[derive(Debug, Serialize)]
-struct Roofline {
-    bytes_per_token: u64,
-    read_gb_s: Spread,
-    lathe_gb_s: Spread,
-    share: Spread,
-    asked: f64,
-    quiet_rounds: usize,
-    loaded: bool,
-    rounds: Vec<Round>,
-}
-
-/// What the machine could do and did in a round.
+/// How fast the machine multiplied in a round, GFLOP/s.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Round {
-    read_gb_s: f64,
-    lathe_gb_s: f64,
+struct Multiplied {
     /// `vdpbf16ps` on registers; NaN on a machine without it.
     bf16_gflop_s: f64,
     /// torch's own bf16 product of two matrices of 2,048 and 4,096; the faster. NaN without vLLM.
     torch_gflop_s: f64,
-    others: f64,
 }
 
 /// An engine and what its process takes.
@@ -156,6 +141,7 @@ struct Report {
     machine: Machine,
     engines: Vec<Engine>,
     roofline: Roofline,
+    multiplied: Vec<Multiplied>,
     bf16_gflop_s: Option<Spread>,
     torch_gflop_s: Option<Spread>,
     /// Prefill of 512 in multiplications of weights, over torch's rate.
@@ -164,7 +150,15 @@ struct Report {
     turns: Vec<Turn>,
 }
 
-/// What is shown, of which case, and what is asked of 1b and of 160m.
+/// A least ratio, by turns.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Asked {
+    /// A peer by name; the best of each turn where absent.
+    of: Option<&'static str>,
+    ratio: f64,
+}
+
+/// What is shown, of which case, and what is asked of 1b and of 160m; of the long ones beside llama.cpp alone.
 const LINES: [(&str, &str, Rate, Option<[f64; 2]>); 11] = [
     ("prefill 512", ONE, Rate::Prefill, Some([1.1, 1.1])),
     ("decode, 1 sequence", ONE, Rate::Decode, Some([1.0, 1.15])),
@@ -178,10 +172,21 @@ const LINES: [(&str, &str, Rate, Option<[f64; 2]>); 11] = [
     ("decode after 4,032", LONG, Rate::Decode, Some([1.2, 1.2])),
     ("decode, 32 sequences after 1,024", MANY_LONG, Rate::Decode, Some([1.2, 1.2])),
 ];
-/// Share of the read roofline that decoding one sequence is held to.
+/// Share of the read roofline that decoding one sequence of 1b is held to.
 const DECODE_SHARE: f64 = 0.93;
-/// Share of torch's rate that prefill of 512 is held to.
+/// Share of torch's rate that prefill of 512 of 1b is held to.
 const PREFILL_SHARE: f64 = 0.85;
+
+/// What a line is held to for a shape.
+fn asked(case: &Case, ratios: Option<[f64; 2]>, shape: &str) -> Option<Asked> {
+    let of = [LONG, MANY_LONG].contains(&case.name).then_some("llama.cpp");
+    let ratio = match shape {
+        "1b" => ratios?[0],
+        "160m" => ratios?[1],
+        _ => return None,
+    };
+    Some(Asked { of, ratio })
+}
 
 /// vLLM has no way to decode again after a prompt that was run once.
 fn runs(engine: &str, case: &Case) -> bool {
@@ -219,8 +224,8 @@ pub fn run(args: &Args) -> Result<()> {
     let cases: Vec<Case> = CASES.iter().filter(wanted).copied().collect();
     ensure!(!cases.is_empty(), "no case is called {}", args.cases.join(", "));
     let opened = Plan::open(&plan)?;
-    let bytes_per_token = worker::bytes_per_step(&opened)?;
-    let mut engines = vec![Peer::start(ours(&plan, args)?)?];
+    let bytes_per_token = roofline::bytes_per_step(&opened)?;
+    let mut engines = vec![Peer::start(ours(&plan, args.threads, args.isa)?)?];
     for name in &args.peers {
         engines.push(peer(name, args)?);
     }
@@ -234,15 +239,19 @@ pub fn run(args: &Args) -> Result<()> {
     }
 
     let mut wait = Duration::from_secs(args.wait);
-    let (mut turns, mut rounds): (Vec<Turn>, Vec<Round>) = (vec![], vec![]);
+    let (mut turns, mut rounds, mut multiplied): (Vec<Turn>, _, _) = (vec![], vec![], vec![]);
     let quiet =
         |turns: &[Turn], case: &Case| turns.iter().filter(|t| t.case == case.name && t.quiet()).count();
     for round in 0..args.max_rounds {
         let enough = cases.iter().all(|c| quiet(&turns, c) >= args.rounds);
-        if enough && rounds.iter().filter(|r| r.others < QUIET).count() >= args.rounds {
+        if enough && roofline::enough(&rounds, args.rounds) {
             break;
         }
-        rounds.push(roofline(&mut engines, bytes_per_token, args.threads, &processes, &mut wait)?);
+        let of_memory = roofline::Round::run(&mut engines[0], bytes_per_token, &processes, &mut wait)?;
+        rounds.push(of_memory);
+        let of_products = multiply(&mut engines, args.threads)?;
+        multiplied.push(of_products);
+        eprintln!("round {round}: {of_memory:?} {of_products:?}");
         for case in &cases {
             if quiet(&turns, case) >= args.rounds {
                 continue;
@@ -274,18 +283,14 @@ pub fn run(args: &Args) -> Result<()> {
 
     let names: Vec<String> = engines.iter().map(|e| e.hello.name.clone()).collect();
     let mut lines = vec![];
-    for (what, case, rate, asked) in LINES {
+    for (what, case, rate, ratios) in LINES {
         if let Some(case) = cases.iter().find(|c| c.name == case) {
-            let asked = asked.and_then(|a| match args.shape.as_str() {
-                "1b" => Some(a[0]),
-                "160m" => Some(a[1]),
-                _ => None,
-            });
+            let asked = asked(case, ratios, &args.shape);
             lines.push(line(what, case, rate, asked, &names, &turns, args.rounds)?);
         }
     }
-    let torch_gflop_s = Spread::of(rounds.iter().map(|r| r.torch_gflop_s).filter(|r| r.is_finite()));
-    let layers = worker::bytes_per_step(&opened)? - worker::head_bytes(&opened)?;
+    let torch_gflop_s = Spread::of(multiplied.iter().map(|r| r.torch_gflop_s).filter(|r| r.is_finite()));
+    let layers = bytes_per_token - roofline::head_bytes(&opened)?;
     let prefill = lines.iter().find(|l| l.what == "prefill 512").and_then(|l| l.rates.get("lathe"));
     let report = Report {
         date: results::date(),
@@ -297,11 +302,12 @@ pub fn run(args: &Args) -> Result<()> {
             .iter()
             .map(|e| Ok(Engine { hello: e.hello.clone(), memory: results::Rss::of(e.id())? }))
             .collect::<Result<_>>()?,
-        bf16_gflop_s: Spread::of(rounds.iter().map(|r| r.bf16_gflop_s).filter(|r| r.is_finite())),
+        bf16_gflop_s: Spread::of(multiplied.iter().map(|r| r.bf16_gflop_s).filter(|r| r.is_finite())),
         // Two bytes of weight are one multiplication and one addition per id.
         prefill_of_torch: prefill.zip(torch_gflop_s).map(|(p, t)| p.median * layers as f64 / 1e9 / t.median),
         torch_gflop_s,
-        roofline: share(rounds, bytes_per_token, args.rounds)?,
+        roofline: Roofline::of(rounds, bytes_per_token, args.rounds)?,
+        multiplied,
         lines,
         turns,
     };
@@ -312,50 +318,19 @@ pub fn run(args: &Args) -> Result<()> {
     results::write(args.out.as_deref(), &name, &report)
 }
 
-fn roofline(
-    engines: &mut [Peer],
-    bytes_per_token: u64,
-    threads: usize,
-    processes: &[u32],
-    wait: &mut Duration,
-) -> Result<Round> {
-    wait_quiet(processes, wait)?;
-    let others = Others::start(processes)?;
-    let timing = engines[0].run(&ROOFLINE)?;
-    let read_gb_s = timing.read_gb_s.context("the worker gave no read bandwidth")?;
-    let lathe_gb_s = bytes_per_token as f64 * f64::from(ROOFLINE.new) / timing.decode_s / 1e9;
+fn multiply(engines: &mut [Peer], threads: usize) -> Result<Multiplied> {
     let mut torch_gflop_s = f64::NAN;
     if let Some(vllm) = engines.iter_mut().find(|e| e.hello.name.starts_with("vLLM")) {
         torch_gflop_s = vllm.matmul(2048)?.max(vllm.matmul(4096)?);
     }
-    let bf16_gflop_s = multiply_rate(threads);
-    let round = Round { read_gb_s, lathe_gb_s, bf16_gflop_s, torch_gflop_s, others: others.cores()? };
-    eprintln!("{round:?}");
-    Ok(round)
-}
-
-fn share(rounds: Vec<Round>, bytes_per_token: u64, want: usize) -> Result<Roofline> {
-    let quiet_rounds = rounds.iter().filter(|r| r.others < QUIET).count();
-    let loaded = quiet_rounds < want;
-    let used = || rounds.iter().filter(|r| loaded || r.others < QUIET);
-    let spread = |f: fn(&Round) -> f64| Spread::of(used().map(f)).context("no round was run");
-    Ok(Roofline {
-        bytes_per_token,
-        read_gb_s: spread(|r| r.read_gb_s)?,
-        lathe_gb_s: spread(|r| r.lathe_gb_s)?,
-        share: spread(|r| r.lathe_gb_s / r.read_gb_s)?,
-        asked: DECODE_SHARE,
-        quiet_rounds,
-        loaded,
-        rounds,
-    })
+    Ok(Multiplied { bf16_gflop_s: multiply_rate(threads), torch_gflop_s })
 }
 
 fn line(
     what: &str,
     case: &Case,
     rate: Rate,
-    asked: Option<f64>,
+    asked: Option<Asked>,
     names: &[String],
     turns: &[Turn],
     want: usize,
@@ -392,15 +367,6 @@ fn line(
     })
 }
 
-fn ours(plan: &Path, args: &Args) -> Result<Command> {
-    let mut c = Command::new(std::env::current_exe()?);
-    c.arg("worker").arg(plan).args(["--threads", &args.threads.to_string()]);
-    if let Some(isa) = args.isa {
-        c.args(["--isa", isa.name()]);
-    }
-    Ok(c)
-}
-
 fn print(r: &Report) {
     println!("{} {}, {} threads, {}, {}", r.shape, r.date, r.threads, r.machine.cpu, r.commit);
     for Engine { hello, memory } in &r.engines {
@@ -418,7 +384,14 @@ fn print(r: &Report) {
     );
     println!("|{}", "---|".repeat(2 * names.len() + 3));
     for l in &r.lines {
-        let asked = l.asked.map_or("-".into(), |a| format!("{a:.2} {}", verdict(l.of_best.median >= a)));
+        let asked = l.asked.and_then(|a| {
+            let (of, name) = match a.of {
+                Some(name) => (l.ratios.get(name)?, name),
+                None => (&l.of_best, "the best"),
+            };
+            Some(format!("{:.2} of {name}, {}", a.ratio, verdict(of.median >= a.ratio)))
+        });
+        let asked = asked.unwrap_or("-".into());
         let mark = if l.loaded { " LOADED, no claim" } else { "" };
         let show = |s: Option<&Spread>, digits| s.map_or("-".into(), |s| s.text(digits));
         let rates: Vec<String> = names.iter().map(|n| show(l.rates.get(*n), 1)).collect();
@@ -433,30 +406,21 @@ fn print(r: &Report) {
             l.turns
         );
     }
-    let f = &r.roofline;
-    println!(
-        "\ndecode of 1 sequence beside plain reads, by turns: {} of {} GB/s, {:.3} GB of weights a token",
-        f.lathe_gb_s.text(1),
-        f.read_gb_s.text(1),
-        f.bytes_per_token as f64 / 1e9
-    );
-    println!(
-        "share of the roofline {}, asked {:.2} {}, {} of {} rounds quiet{}",
-        f.share.text(2),
-        f.asked,
-        verdict(f.share.median >= f.asked),
-        f.quiet_rounds,
-        f.rounds.len(),
-        if f.loaded { " LOADED, no claim" } else { "" }
-    );
+    println!();
+    r.roofline.print();
+    let held = |asked: f64, share: f64| match r.shape.as_str() {
+        "1b" => format!("asked {asked} {}", verdict(share >= asked)),
+        _ => "nothing asked".into(),
+    };
+    println!("share of the roofline: {}", held(DECODE_SHARE, r.roofline.share.median));
     if let Some(bf16) = &r.bf16_gflop_s {
         println!("vdpbf16ps on registers {} GFLOP/s", bf16.text(0));
     }
     if let (Some(torch), Some(share)) = (&r.torch_gflop_s, r.prefill_of_torch) {
         println!(
-            "torch's bf16 matmul {} GFLOP/s; prefill 512 multiplies weights at {share:.2} of it, asked {PREFILL_SHARE} {}",
+            "torch's bf16 matmul {} GFLOP/s; prefill 512 multiplies weights at {share:.2} of it, {}",
             torch.text(0),
-            verdict(share >= PREFILL_SHARE)
+            held(PREFILL_SHARE, share)
         );
     }
 }

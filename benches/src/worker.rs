@@ -13,7 +13,6 @@ use lathe_api::{
 use lathe_cpu::{CpuEngine, CpuOptions};
 use lathe_kernels::Isa;
 use lathe_plan::Plan;
-use lathe_plan::schema::Place;
 
 use crate::cases::{Case, Extra};
 use crate::machine::{Roof, WAYS};
@@ -180,32 +179,6 @@ impl Reads {
     fn fastest(&self) -> f64 {
         self.ways.iter().map(|(s, n)| self.roof.bytes() * f64::from(*n) / s / 1e9).fold(0.0, f64::max)
     }
-}
-
-/// Bytes of weights that one step reads whatever its rows: every matrix that is multiplied, once.
-pub fn bytes_per_step(plan: &Plan) -> Result<u64> {
-    let program = plan.program("decoder").context("plan: it holds no decoder")?;
-    let mut read = vec![false; plan.weights().len()];
-    for launch in program.launches.iter().filter(|l| l.kernel == "gemm") {
-        for input in &launch.inputs {
-            if let Place::Weight(w) = input.place {
-                read[w as usize] = true;
-            }
-        }
-    }
-    Ok(plan.weights().iter().zip(read).filter(|(_, read)| *read).map(|(w, _)| w.bytes).sum())
-}
-
-/// Bytes of the matrix that makes logits: one row a prompt is multiplied by it.
-pub fn head_bytes(plan: &Plan) -> Result<u64> {
-    let program = plan.program("decoder").context("plan: it holds no decoder")?;
-    let head =
-        program.launches.iter().rfind(|l| l.kernel == "gemm").context("plan: it multiplies nothing")?;
-    let weights = head.inputs.iter().filter_map(|i| match i.place {
-        Place::Weight(w) => Some(plan.weights()[w as usize].bytes),
-        _ => None,
-    });
-    Ok(weights.sum())
 }
 
 /// Serves cases until standard input ends.
