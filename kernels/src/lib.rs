@@ -59,4 +59,31 @@ pub trait Kernel: Sync {
     /// No unit runs twice at the same time, and while any unit runs nobody else writes what the problem reads, or
     /// touches what it writes.
     unsafe fn run(&self, units: Range<usize>, scratch: &mut [f32]);
+
+    /// As `run`, for ranges one after the other; what is prepared for one of them need not be prepared again.
+    ///
+    /// # Panics
+    /// As `run`.
+    ///
+    /// # Safety
+    /// As `run`.
+    unsafe fn run_all(&self, units: &mut dyn Iterator<Item = Range<usize>>, scratch: &mut [f32]) {
+        for units in units {
+            // SAFETY: passed on.
+            unsafe { self.run(units, scratch) }
+        }
+    }
+}
+
+/// Asks memory for the cache line at `line`, which need not be readable: a hint.
+#[inline]
+pub fn prefetch(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, and every x86-64 has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }

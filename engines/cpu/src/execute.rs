@@ -54,7 +54,7 @@ impl Scratch {
     /// The slice of one worker.
     ///
     /// # Safety
-    /// No other reference to this worker's slice lives; [`Pool::run`] never runs two ranges of a worker at a time.
+    /// No other reference to this worker's slice lives; [`Pool::run`] never calls for a worker twice at a time.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn of(&self, worker: usize) -> &mut [f32] {
         debug_assert!((worker + 1) * self.len * 4 <= self.memory.len());
@@ -180,6 +180,7 @@ impl Machine<'_> {
         let timed = tracing::enabled!(target: LAUNCH_EVENTS, tracing::Level::TRACE);
         for (at, (node, call)) in bound.calls.iter().enumerate() {
             let start = timed.then(Instant::now);
+            pool.read_ahead(bound.next_gemm[at].map_or(&[], |weight| self.plan.weight_bytes(weight)));
             self.call(pool, bound, step, call)
                 .map_err(|e| EngineError::Failed(format!("computing {node}: {e}")))?;
             if let Some(start) = start {
@@ -193,9 +194,9 @@ impl Machine<'_> {
 
     fn launch(&self, pool: &mut Pool, kernel: &impl Kernel) {
         pool.run(kernel.units(), |worker, units| {
-            // SAFETY: `Pool::run` hands every unit out once and runs one range per worker at a time; calls are joined
-            // before the next one starts.
-            unsafe { kernel.run(units, self.scratch.of(worker)) }
+            // SAFETY: `Pool::run` hands every unit out once and never calls for a worker twice at a time; calls are
+            // joined before the next one starts.
+            unsafe { kernel.run_all(units, self.scratch.of(worker)) }
         });
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A kernel is a fork and a join, hundreds of times per step, so a join must not cost a system call; but a machine is
 //! shared, so nobody spins for long. Chunks are claimed one by one: a thread that the system has put aside holds up
-//! one chunk, not its share of the whole.
+//! one chunk, not its share of the whole. The last ones are small, so that all threads end together; a thread that waits
+//! for the others asks memory for the weights that come next.
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -10,18 +11,119 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread};
 
+use lathe_kernels::prefetch;
+
 /// Polls before a waiting thread gives its time slice away: some microseconds, longer than the gap between two kernels.
 const SPINS: u32 = 4_000;
 /// Time slices given away before an idle worker sleeps.
 const YIELDS: u32 = 64;
-/// Chunks per thread; more even out threads that run at different speeds, fewer cost fewer claims.
-const CHUNKS_PER_THREAD: usize = 8;
+
+/// Chunks per thread of the first three quarters of the work; more even out threads that run at different speeds, fewer
+/// cost fewer claims.
+const LARGE: usize = 6;
+/// Chunks per thread of the last quarter, each a fourth of a large one.
+const SMALL: usize = 8;
+/// Small chunks that a large one is as long as.
+const RATIO: usize = 4;
+/// Small chunks per thread that all work is as long as.
+const PARTS: usize = LARGE * RATIO + SMALL;
+
+/// Threads whose chunks a claim word can count.
+const MAX_THREADS: usize = 4096;
+
+/// Bytes that a waiting thread asks memory for: what fits in the second-level cache beside what is there.
+const AHEAD: usize = 256 << 10;
+const CACHE_LINE: usize = 64;
 
 /// Fields of the claim word, low to high: next chunk, number of chunks, job number.
 const NEXT_BITS: u32 = 16;
 const COUNT_BITS: u32 = 16;
 
-type Job<'a> = &'a (dyn Fn(usize, Range<usize>) + Sync);
+type Work<'a> = &'a (dyn Fn(usize, &mut Claims<'_>) + Sync);
+
+/// What the workers are asked to do.
+#[derive(Clone, Copy)]
+struct Job {
+    work: Work<'static>,
+    units: usize,
+    chunks: usize,
+    threads: usize,
+    ahead: Stream,
+}
+
+impl Job {
+    fn range(&self, chunk: usize) -> Range<usize> {
+        let at = |index| boundary(index, self.units, self.chunks, self.threads);
+        at(chunk)..at(chunk + 1)
+    }
+}
+
+/// Memory that is read from its beginning on, in chunks; only ever asked for, never read here.
+#[derive(Clone, Copy)]
+struct Stream {
+    start: *const u8,
+    len: usize,
+}
+
+impl Stream {
+    const NONE: Stream = Stream { start: std::ptr::null(), len: 0 };
+
+    /// Lines with which the chunk of `worker` begins, if every worker takes a large one.
+    fn lines(self, worker: usize, threads: usize) -> impl Iterator<Item = *const u8> {
+        let large = self.len / (PARTS * threads) * RATIO;
+        let start = self.start.wrapping_add(worker * large);
+        (0..large.min(AHEAD)).step_by(CACHE_LINE).map(move |offset| start.wrapping_add(offset))
+    }
+}
+
+/// Unit at which chunk `index` of `chunks` begins.
+fn boundary(index: usize, units: usize, chunks: usize, threads: usize) -> usize {
+    if chunks == units {
+        return index;
+    }
+    let part = if index <= LARGE * threads { index * RATIO } else { index + LARGE * threads * (RATIO - 1) };
+    part * units / (PARTS * threads)
+}
+
+/// Claims the next chunk of whatever job there is.
+fn claim(shared: &Shared) -> Option<usize> {
+    let mut word = shared.claim.load(Ordering::Acquire);
+    loop {
+        let next = word & ((1 << NEXT_BITS) - 1);
+        let count = (word >> NEXT_BITS) & ((1 << COUNT_BITS) - 1);
+        if next >= count {
+            return None;
+        }
+        match shared.claim.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Some(next as usize),
+            Err(now) => word = now,
+        }
+    }
+}
+
+/// The chunks that one thread claims of a job, one after the other.
+pub struct Claims<'a> {
+    /// Nothing to claim from where one thread does all of it.
+    shared: Option<(&'a Shared, Job)>,
+    first: Option<Range<usize>>,
+    /// Chunks of this thread. They are reported when it has left the job's code, and until then the job cannot end: so
+    /// what is claimed next is always of the same job.
+    taken: u32,
+}
+
+impl Iterator for Claims<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        let (shared, job) = self.shared?;
+        let chunk = claim(shared)?;
+        self.taken += 1;
+        Some(job.range(chunk))
+    }
+}
 
 struct Shared {
     /// Job number, chunk count and next chunk in one word, so that a late thread can never claim from a new job
@@ -30,7 +132,7 @@ struct Shared {
     /// Chunks of the current job that are finished.
     finished: AtomicU32,
     /// The job; valid from the moment its claim word is published until its last chunk is finished.
-    job: UnsafeCell<Option<(Job<'static>, usize, usize)>>,
+    job: UnsafeCell<Option<Job>>,
     /// Set when a chunk panicked; the submitter panics in turn.
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -41,20 +143,26 @@ struct Shared {
 // SAFETY: `job` is written by the submitter while no chunk is claimable, and read only after a successful claim, which
 // synchronises with the publication of the claim word.
 unsafe impl Sync for Shared {}
+// SAFETY: as above; what a job borrows is `Sync`, and the stream is an address that nobody reads.
+unsafe impl Send for Shared {}
 
 /// Worker threads and the calling thread together; the caller is worker 0.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
+    ahead: Stream,
 }
 
+// SAFETY: the stream is an address that nobody reads.
+unsafe impl Send for Pool {}
+
 impl Pool {
-    /// A pool of `threads` threads, the caller included; at least one.
+    /// A pool of `threads` threads, the caller included; at least one and at most 4,096.
     ///
     /// # Errors
     /// The system's error when a thread cannot be started.
     pub fn new(threads: usize) -> std::io::Result<Self> {
-        let n_workers = threads.max(1) - 1;
+        let n_workers = threads.clamp(1, MAX_THREADS) - 1;
         let shared = Arc::new(Shared {
             claim: AtomicU64::new(0),
             finished: AtomicU32::new(0),
@@ -63,7 +171,7 @@ impl Pool {
             stop: AtomicBool::new(false),
             asleep: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
         });
-        let mut pool = Pool { shared, workers: Vec::with_capacity(n_workers) };
+        let mut pool = Pool { shared, workers: Vec::with_capacity(n_workers), ahead: Stream::NONE };
         for index in 0..n_workers {
             let shared = Arc::clone(&pool.shared);
             let handle = std::thread::Builder::new()
@@ -79,27 +187,34 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `job(worker, range)` so that the ranges cover `0..units` once; returns when all are done. Allocates
-    /// nothing. `worker` is below [`Pool::threads`] and never runs two ranges at a time.
+    /// Says what the jobs after the next one will read first: threads that wait ask memory for it.
+    pub fn read_ahead(&mut self, bytes: &[u8]) {
+        self.ahead = Stream { start: bytes.as_ptr(), len: bytes.len() };
+    }
+
+    /// Runs `work(worker, ranges)` on some threads so that all their ranges together cover `0..units` once; returns when all are
+    /// done. Allocates nothing. `worker` is below [`Pool::threads`] and is never in two calls at a time.
     ///
     /// # Panics
-    /// When a chunk panicked.
-    pub fn run(&mut self, units: usize, job: impl Fn(usize, Range<usize>) + Sync) {
-        let max_chunks = (self.threads() * CHUNKS_PER_THREAD).min((1 << COUNT_BITS) - 1);
-        let chunks = units.min(max_chunks);
-        if self.workers.is_empty() || chunks <= 1 {
+    /// When `work` panicked.
+    pub fn run(&mut self, units: usize, work: impl Fn(usize, &mut Claims<'_>) + Sync) {
+        let threads = self.threads();
+        let most = (LARGE + SMALL) * threads;
+        if self.workers.is_empty() || units <= 1 {
             if units > 0 {
-                job(0, 0..units);
+                work(0, &mut Claims { shared: None, first: Some(0..units), taken: 0 });
             }
             return;
         }
+        let chunks = units.min(most);
         let shared = &*self.shared;
-        let borrowed: Job<'_> = &job;
-        // SAFETY: this function does not return before every chunk is finished, and nobody touches the job after
-        // finishing its last chunk, so the borrow outlives all uses.
-        let erased: Job<'static> = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(borrowed) };
+        let borrowed: Work<'_> = &work;
+        // SAFETY: this function does not return before every chunk is reported, and nobody touches the job after
+        // reporting its last chunks, so the borrow outlives all uses.
+        let erased: Work<'static> = unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(borrowed) };
+        let job = Job { work: erased, units, chunks, threads, ahead: self.ahead };
         // SAFETY: the last job's chunks are all finished and its claim word is exhausted: nobody reads `job` now.
-        unsafe { *shared.job.get() = Some((erased, units, chunks)) };
+        unsafe { *shared.job.get() = Some(job) };
         shared.finished.store(0, Ordering::Relaxed);
         let number = (shared.claim.load(Ordering::Relaxed) >> (NEXT_BITS + COUNT_BITS)) + 1;
         let word = (number << (NEXT_BITS + COUNT_BITS)) | ((chunks as u64) << NEXT_BITS);
@@ -110,11 +225,16 @@ impl Pool {
                 thread.unpark();
             }
         }
-        while run_chunk(shared, 0) {}
+        while participate(shared, 0).is_some() {}
+        let mut lines = self.ahead.lines(0, threads);
         let mut polls = 0;
         while shared.finished.load(Ordering::Acquire) < chunks as u32 {
             polls += 1;
-            if polls < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+            match lines.next() {
+                Some(line) => prefetch(line),
+                None if polls < SPINS => std::hint::spin_loop(),
+                None => std::thread::yield_now(),
+            }
         }
         assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a kernel panicked on a worker thread");
     }
@@ -133,40 +253,34 @@ impl Drop for Pool {
     }
 }
 
-/// Claims and runs one chunk; false when none is left.
-fn run_chunk(shared: &Shared, worker: usize) -> bool {
-    let mut word = shared.claim.load(Ordering::Acquire);
-    let chunk = loop {
-        let next = word & ((1 << NEXT_BITS) - 1);
-        let count = (word >> NEXT_BITS) & ((1 << COUNT_BITS) - 1);
-        if next >= count {
-            return false;
-        }
-        match shared.claim.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => break next as usize,
-            Err(now) => word = now,
-        }
-    };
+/// Works on the job while there is something to claim; `None` when there was nothing, else what is read next.
+fn participate(shared: &Shared, worker: usize) -> Option<(Stream, usize)> {
+    let chunk = claim(shared)?;
     // SAFETY: a chunk was claimed, so the job is published and its submitter waits until we report it finished.
-    let Some((job, units, chunks)) = (unsafe { *shared.job.get() }) else { return false };
-    let range = chunk * units / chunks..(chunk + 1) * units / chunks;
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(worker, range)));
+    let job = unsafe { *shared.job.get() }?;
+    let mut claims = Claims { shared: Some((shared, job)), first: Some(job.range(chunk)), taken: 1 };
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.work)(worker, &mut claims)));
     if outcome.is_err() {
         shared.panicked.store(true, Ordering::Relaxed);
     }
-    shared.finished.fetch_add(1, Ordering::Release);
-    true
+    shared.finished.fetch_add(claims.taken, Ordering::Release);
+    Some((job.ahead, job.threads))
 }
 
 fn work(shared: &Shared, index: usize) {
+    let worker = index + 1;
     let mut idle = 0;
+    let mut ahead = None;
     while !shared.stop.load(Ordering::Relaxed) {
-        if run_chunk(shared, index + 1) {
+        if let Some((stream, threads)) = participate(shared, worker) {
             idle = 0;
+            ahead = Some(stream.lines(worker, threads));
             continue;
         }
         idle += 1;
-        if idle < SPINS {
+        if let Some(line) = ahead.as_mut().and_then(Iterator::next) {
+            prefetch(line);
+        } else if idle < SPINS {
             std::hint::spin_loop();
         } else if idle < SPINS + YIELDS {
             std::thread::yield_now();
@@ -195,9 +309,9 @@ mod tests {
             let mut pool = Pool::new(threads).unwrap();
             for units in [0, 1, 2, 7, 63, 64, 65, 1000] {
                 let hits: Vec<AtomicUsize> = (0..units).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(units, |worker, range| {
+                pool.run(units, |worker, ranges| {
                     assert!(worker < threads);
-                    for i in range {
+                    for i in ranges.flatten() {
                         hits[i].fetch_add(1, Ordering::Relaxed);
                     }
                 });
@@ -214,8 +328,8 @@ mod tests {
         let mut pool = Pool::new(4).unwrap();
         let sum = AtomicUsize::new(0);
         for round in 0..20_000 {
-            pool.run(16, |_, range| {
-                sum.fetch_add(range.len(), Ordering::Relaxed);
+            pool.run(16, |_, ranges| {
+                sum.fetch_add(ranges.flatten().count(), Ordering::Relaxed);
             });
             if round % 4000 == 0 {
                 std::thread::sleep(std::time::Duration::from_millis(20));
@@ -228,12 +342,12 @@ mod tests {
     fn a_panic_reaches_the_submitter_and_the_pool_lives_on() {
         let mut pool = Pool::new(3).unwrap();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pool.run(48, |_, range| assert!(!range.contains(&40), "unit 40"));
+            pool.run(48, |_, ranges| ranges.for_each(|r| assert!(!r.contains(&40), "unit 40")));
         }));
         assert!(outcome.is_err());
         let sum = AtomicUsize::new(0);
-        pool.run(48, |_, range| {
-            sum.fetch_add(range.len(), Ordering::Relaxed);
+        pool.run(48, |_, ranges| {
+            sum.fetch_add(ranges.flatten().count(), Ordering::Relaxed);
         });
         assert_eq!(sum.into_inner(), 48);
     }

@@ -106,6 +106,14 @@ pub enum Call {
 }
 
 impl Call {
+    /// Index of the weight that a GEMM streams.
+    fn gemm_weight(&self) -> Option<usize> {
+        match self {
+            Call::Gemm { weight, .. } => Some(weight.index),
+            _ => None,
+        }
+    }
+
     /// The kernel's name in a plan.
     pub fn kernel(&self) -> &'static str {
         match self {
@@ -133,6 +141,8 @@ impl Call {
 pub struct Bound {
     /// Kernel calls in order, each with the name of the value that it computes.
     pub calls: Vec<(String, Call)>,
+    /// For each call, the weight that the next GEMM after it reads; after the last one, the next step's first.
+    pub next_gemm: Vec<Option<usize>>,
     /// `f32[r, vocab]`.
     pub logits: Region,
     /// Positions per block, in every cache group.
@@ -527,7 +537,12 @@ pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_siz
         logits.dtype == DType::F32 && logits.rows == Rows::Samples && logits.cols == vocab_size,
         "is not f32[r, vocab_size]",
     )?;
-    Ok(Bound { calls, logits, block: block as usize, n_embeddings })
+    let next_gemm = (0..calls.len())
+        .map(|at| {
+            calls.iter().cycle().skip(at + 1).take(calls.len()).find_map(|(_, call)| call.gemm_weight())
+        })
+        .collect();
+    Ok(Bound { calls, next_gemm, logits, block: block as usize, n_embeddings })
 }
 
 #[cfg(test)]

@@ -131,10 +131,10 @@ impl Sampler {
     /// Answers all prepared rows from their logits `f32[rows, vocab]`; `masks` were checked.
     pub fn run(&mut self, pool: &mut Pool, path: IsaPath, logits: &[f32], masks: Option<TokenMasks<'_>>) {
         let this = &*self;
-        pool.run(this.rows.len(), |worker, range| {
-            // SAFETY: `Pool::run` runs one range per worker at a time.
+        pool.run(this.rows.len(), |worker, ranges| {
+            // SAFETY: `Pool::run` never calls for a worker twice at a time.
             let scratch = unsafe { this.scratch.get(worker) };
-            for i in range {
+            for i in ranges.flatten() {
                 let row = &logits[i * this.vocab..(i + 1) * this.vocab];
                 let allowed = masks.map(|m| &m.words[i * m.words_per_row..(i + 1) * m.words_per_row]);
                 // SAFETY: `Pool::run` hands every index out once.

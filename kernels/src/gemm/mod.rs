@@ -403,12 +403,19 @@ impl Kernel for Gemm<'_> {
     }
 
     unsafe fn run(&self, units: Range<usize>, scratch: &mut [f32]) {
-        assert!(units.end <= self.units() && scratch.len() >= self.scratch_len());
+        // SAFETY: passed on.
+        unsafe { self.run_all(&mut std::iter::once(units), scratch) }
+    }
+
+    /// A row block is packed once for all of its units.
+    unsafe fn run_all(&self, units: &mut dyn Iterator<Item = Range<usize>>, scratch: &mut [f32]) {
+        assert!(scratch.len() >= self.scratch_len());
         let Shape { panels, block_rows, group, groups, .. } = self.shape;
         let (x, sums) = scratch.split_at_mut(block_rows * self.kind.row_words(self.args.k));
         let (part, total) = sums.split_at_mut(block_rows * MAX_PANELS * PANEL);
         let mut packed = usize::MAX;
-        for unit in units {
+        for unit in units.flatten() {
+            assert!(unit < self.units());
             let (block, g) = (unit / groups, unit % groups);
             let first = block * block_rows;
             let rows = block_rows.min(self.args.m.saturating_sub(first));
