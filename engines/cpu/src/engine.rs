@@ -1,6 +1,6 @@
 //! The engine: memory fixed at load, steps checked before they run, answers by row.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use lathe_api::{
     BlockGroup, Engine, EngineError, EngineInfo, Memory as MemoryReport, MemoryLine, Slot, SlotState,
@@ -15,13 +15,11 @@ use lathe_plan::memory::{MAX_LOGIT_BIAS, MAX_STOP_IDS, MemoryReport as PlannedMe
 use lathe_plan::schema::{MAX_CACHE_GROUPS, Place, Program, Target};
 
 use crate::execute::{GroupMemory, Machine, Scratch, StepData, scratch_len};
+use crate::pages::{self, Pages};
 use crate::pool::Pool;
 use crate::program::{Bound, bind};
 use crate::region::{self, Memory};
 use crate::sampler::Sampler;
-
-/// Bytes of pages taken at a time: short enough that an engine that is dropped meanwhile is not held up.
-const POPULATE_BYTES: usize = 32 << 20;
 
 /// How to load a plan.
 #[derive(Clone, Debug, Default)]
@@ -75,8 +73,8 @@ pub struct CpuEngine {
     kv: Arc<Memory>,
     /// Where each cache group's blocks lie in `kv`.
     groups: Vec<GroupMemory>,
-    /// Why the system gave no more pages for the KV pool, if it did not.
-    starved: Arc<OnceLock<String>>,
+    /// What takes the pages of `kv` and of the weights before they are needed.
+    pages: Arc<Pages>,
     scratch: Scratch,
     sampler: Sampler,
     info: EngineInfo,
@@ -191,6 +189,7 @@ impl CpuEngine {
                 "lower --kv-memory, or compile with smaller --max-batch, --max-num-tokens or --kv-tokens",
             ));
         }
+        pages::map_weights(&plan).map_err(system("worker threads"))?;
         let arena = Memory::new(program.arena_bytes as usize).map_err(system("activations"))?;
         arena.populate().map_err(system("activations"))?;
         let scratch = Scratch::new(threads, scratch_bytes).map_err(system("kernel scratch"))?;
@@ -235,7 +234,7 @@ impl CpuEngine {
             pool,
             arena,
             kv,
-            starved: Arc::new(OnceLock::new()),
+            pages: Arc::default(),
             scratch,
             sampler,
             info,
@@ -298,7 +297,7 @@ impl CpuEngine {
         if self.phase == Phase::Submitted {
             return Err(EngineError::Request("the step before was not sampled".into()));
         }
-        if let Some(why) = self.starved.get() {
+        if let Some(why) = self.pages.starved() {
             return Err(EngineError::Failed(format!("no pages for the KV pool: {why}")));
         }
         self.prepare(step)?;
@@ -318,7 +317,7 @@ impl CpuEngine {
             scratch: &self.scratch,
         };
         let arena = &self.arena;
-        machine.run(&mut self.pool, &self.bound, &data, |at| ran(arena, at))?;
+        self.pages.during_step(|| machine.run(&mut self.pool, &self.bound, &data, |at| ran(arena, at)))?;
         self.ticket += 1;
         self.phase = Phase::Submitted;
         Ok(Ticket(self.ticket))
@@ -369,29 +368,10 @@ impl Engine for CpuEngine {
         &self.info
     }
 
-    /// Takes the KV pool's pages from the system and reads the weights into the page cache: gigabytes of fresh pages can
-    /// take seconds. A lack of pages fails the next `submit`.
+    /// Takes the KV pool's pages from the system: gigabytes of fresh pages can take seconds. A lack of them fails the next
+    /// `submit`.
     fn warm(&self) -> Result<(), EngineError> {
-        self.plan.prefetch_weights();
-        let (kv, starved) = (Arc::clone(&self.kv), Arc::clone(&self.starved));
-        let take_pages = move || {
-            for start in (0..kv.len()).step_by(POPULATE_BYTES) {
-                // The engine is gone: nobody needs the rest.
-                if Arc::strong_count(&kv) == 1 {
-                    return;
-                }
-                if let Err(e) = kv.populate_range(start..kv.len().min(start + POPULATE_BYTES)) {
-                    // Only this thread sets it.
-                    drop(starved.set(e.to_string()));
-                    return;
-                }
-            }
-        };
-        std::thread::Builder::new()
-            .name("lathe-pages".into())
-            .spawn(take_pages)
-            .map(drop)
-            .map_err(system("worker threads"))
+        pages::take(&self.pages, &self.kv).map_err(system("worker threads"))
     }
 
     fn bind(&mut self, slot: Slot, state: SlotState<'_>) -> Result<(), EngineError> {

@@ -3,6 +3,7 @@
 
 mod engine;
 mod execute;
+mod pages;
 mod pool;
 mod program;
 mod region;

@@ -239,9 +239,23 @@ impl Plan {
         Ok(())
     }
 
-    /// Asks the system to start reading the weights. Only a hint: a refusal changes nothing but speed.
+    /// Asks the system to start reading the weights, and to keep and map them in large pages. Only a hint: a refusal changes
+    /// nothing but speed.
     pub fn prefetch_weights(&self) {
-        let _ = self.map.advise_range(Advice::WillNeed, self.data, self.data_bytes as usize);
+        for advice in [Advice::HugePage, Advice::WillNeed] {
+            let _ = self.map.advise_range(advice, self.data, self.data_bytes as usize);
+        }
+    }
+
+    /// Looks at these bytes of the weights, so that they are read and mapped before a step needs them.
+    ///
+    /// # Panics
+    /// When they reach past the weights.
+    pub fn touch_weights(&self, bytes: std::ops::Range<usize>) {
+        let weights = &self.map[self.data..self.data + self.data_bytes as usize];
+        for byte in weights[bytes].iter().step_by(FAULT_AROUND) {
+            std::hint::black_box(*byte);
+        }
     }
 
     /// Whether the mapped file still has the bytes that it had. Two system calls' worth of work: call it every second.
@@ -259,6 +273,9 @@ impl Plan {
         Ok(())
     }
 }
+
+/// Bytes that Linux maps at a fault of a file whose pages are in memory, unless they are large ones.
+const FAULT_AROUND: usize = 64 << 10;
 
 /// A directory whose sections lie in the file, apart from each other.
 struct Directory<'a> {

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bincode::Encode;
 use lathe_numerics::DType;
 
+use crate::blocks::Blocks;
 use crate::codec;
 use crate::error::PlanError;
 use crate::header::{self, DATA_ALIGN, HEADER_SPACE, Header, REQUIRED, Section, TABLE_ALIGN, Tag, VERSION};
@@ -72,6 +74,7 @@ pub struct PlanWriter {
     weights: Vec<Weight>,
     data_bytes: u64,
     states: Mutex<Vec<State>>,
+    blocks: Blocks,
     renamed: bool,
 }
 
@@ -118,9 +121,9 @@ impl PlanWriter {
         // without locks only loses that.
         drop(file.try_lock());
         let states = Mutex::new(vec![State::Free; weights.len()]);
-        let writer =
-            PlanWriter { path: path.to_path_buf(), temp, file, weights, data_bytes, states, renamed: false };
-        // Bytes between weights are zero because nothing is written there.
+        let blocks = Blocks::default();
+        let path = path.to_path_buf();
+        let writer = PlanWriter { path, temp, file, weights, data_bytes, states, blocks, renamed: false };
         writer.file.set_len(HEADER_SPACE + data_bytes).map_err(|e| io("cannot reserve", e))?;
         Ok(writer)
     }
@@ -167,6 +170,7 @@ impl PlanWriter {
                 State::Free | State::Claimed => return Err(self.misuse(index, "is not written")),
             }
         }
+        debug_assert!(self.blocks.is_empty(), "every weight is written, so every block is");
         let parts = verify::Parts {
             card: &tables.card,
             programs: &tables.programs,
@@ -203,6 +207,23 @@ impl PlanWriter {
             }
         }
         Ok(Written { file_bytes, weight_bytes: self.data_bytes, weights: std::mem::take(&mut self.weights) })
+    }
+
+    /// `bytes` at `offset` of the weights' section. Bytes between weights become zero.
+    fn write_weights(&self, offset: u64, bytes: &[u8]) -> Result<(), PlanError> {
+        let wanted = |range: Range<u64>| {
+            let first = self.weights.partition_point(|w| HEADER_SPACE + w.offset + w.bytes <= range.start);
+            let within = self.weights[first..].iter().take_while(|w| HEADER_SPACE + w.offset < range.end);
+            within
+                .map(|w| {
+                    let start = HEADER_SPACE + w.offset;
+                    (start + w.bytes).min(range.end) - start.max(range.start)
+                })
+                .sum()
+        };
+        self.blocks
+            .write(&self.file, HEADER_SPACE + offset, bytes, HEADER_SPACE + self.data_bytes, wanted)
+            .map_err(|e| self.io("cannot write", e))
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), PlanError> {
@@ -248,7 +269,7 @@ impl WeightSink<'_> {
         if end > weight.bytes {
             return Err(self.writer.misuse(self.index, "is given more bytes than its layout has"));
         }
-        self.writer.write_at(HEADER_SPACE + weight.offset + self.written, bytes)?;
+        self.writer.write_weights(weight.offset + self.written, bytes)?;
         self.hasher.update(bytes);
         self.written = end;
         Ok(())
