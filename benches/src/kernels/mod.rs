@@ -2,6 +2,7 @@
 
 mod attention;
 mod gemm;
+mod invariance;
 mod sampling;
 
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use crate::stats::Spread;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Families; all unless named
-    #[arg(value_parser = ["gemm", "attention", "sampling"])]
+    #[arg(value_parser = ["gemm", "attention", "sampling", "invariance"])]
     families: Vec<String>,
     /// Threads; sampling always takes one
     #[arg(long, default_value_t = 2)]
@@ -52,6 +53,16 @@ struct Row {
     others: f64,
 }
 
+/// Two ways of the same work.
+#[derive(Debug, Serialize)]
+struct Ratio {
+    name: String,
+    /// Time of the first over time of the second, by pairs.
+    ratio: Spread,
+    /// Cores that others used meanwhile.
+    others: f64,
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     date: String,
@@ -61,6 +72,7 @@ struct Report {
     isa: String,
     bounds: Bounds,
     rows: Vec<Row>,
+    ratios: Vec<Ratio>,
 }
 
 /// What a family measures with.
@@ -71,6 +83,7 @@ struct Cx {
     wait: Duration,
     bounds: Bounds,
     rows: Vec<Row>,
+    ratios: Vec<Ratio>,
 }
 
 /// Shorter measurements are repeated: others' CPU time comes in ticks of 10 ms.
@@ -164,7 +177,8 @@ pub fn run(args: &Args) -> Result<()> {
         "| problem | ms, median (min..max) | GB/s | GFLOP/s | of bound | others, cores |\n|---|---|---|---|---|---|"
     );
     noise(roof.words());
-    let mut cx = Cx { path, threads: args.threads, runs: args.runs, wait, bounds, rows: vec![] };
+    let mut cx =
+        Cx { path, threads: args.threads, runs: args.runs, wait, bounds, rows: vec![], ratios: vec![] };
     let wanted = |family: &str| args.families.is_empty() || args.families.iter().any(|f| f == family);
     if wanted("gemm") {
         gemm::measure(&mut cx, roof.words())?;
@@ -175,6 +189,9 @@ pub fn run(args: &Args) -> Result<()> {
     if wanted("sampling") {
         sampling::measure(&mut cx)?;
     }
+    if wanted("invariance") {
+        invariance::measure(&mut cx, roof.words())?;
+    }
     let report = Report {
         date: results::date(),
         commit: results::commit(),
@@ -183,6 +200,7 @@ pub fn run(args: &Args) -> Result<()> {
         isa: path.isa().to_string(),
         bounds,
         rows: cx.rows,
+        ratios: cx.ratios,
     };
     results::write(args.out.as_deref(), &format!("{}-kernels-cpu.json", report.date), &report)
 }

@@ -218,6 +218,13 @@ impl<'a> Gemm<'a> {
         Ok(Gemm { args, kind, shape, scattered: None })
     }
 
+    /// The same product with all of K in one sum, which gives other bits: for measuring what the contract's slices cost.
+    #[doc(hidden)]
+    pub fn in_one_sum(mut self) -> Self {
+        (self.shape.slices, self.shape.slice_k) = (1, self.args.k);
+        self
+    }
+
     /// The same GEMM of other rows with a weight of the same shape.
     ///
     /// # Safety
