@@ -75,7 +75,11 @@ unsafe fn f16_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usiz
         let mut acc = load::<N>(panels, r, p, a);
         let w = a.w[p].cast::<[u16; 16]>();
         for s in 0..a.steps {
-            let w = (*w.add(s)).map(f16_bits_to_f32);
+            // Loops, as `map` would call a function for them.
+            let (halves, mut w) = (&*w.add(s), [0.0; 16]);
+            for l in 0..16 {
+                w[l] = f16_bits_to_f32(halves[l]);
+            }
             for i in 0..N {
                 let x = *a.x.add((s / LINE * rows + r + i) * LINE + s % LINE);
                 for l in 0..16 {
@@ -95,8 +99,11 @@ unsafe fn bf16_rows<const N: usize>(rows: usize, panels: usize, r: usize, p: usi
         for s in 0..a.steps {
             let pair = *w.add(s);
             let line = a.x.add((2 * s / LINE * rows + r) * LINE + 2 * s % LINE);
-            let even = pair.map(|v| bf16_bits_to_f32(v as u16));
-            let odd = pair.map(|v| f32::from_bits(v & 0xffff_0000));
+            let (mut even, mut odd) = ([0.0; 16], [0.0; 16]);
+            for l in 0..16 {
+                even[l] = bf16_bits_to_f32(pair[l] as u16);
+                odd[l] = f32::from_bits(pair[l] & 0xffff_0000);
+            }
             for i in 0..N {
                 let x = *line.add(i * LINE);
                 for l in 0..16 {

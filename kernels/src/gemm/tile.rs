@@ -159,7 +159,11 @@ pub(crate) unsafe fn pack_row<T: crate::Element>(kind: Kind, x: &[T], r: usize, 
             let (lines, tail) = x.as_chunks::<LINE>();
             let out = out.cast::<[f32; LINE]>();
             for (b, line) in lines.iter().enumerate() {
-                *out.add(b * rows + r) = line.map(|v| v.to_f32());
+                // A loop: `map` would be a call, compiled for every machine.
+                let to = &mut *out.add(b * rows + r);
+                for l in 0..LINE {
+                    to[l] = line[l].to_f32();
+                }
             }
             if !tail.is_empty() {
                 let mut line = [0.0; LINE];
