@@ -32,9 +32,9 @@ pub trait Operation: Clone + PartialEq + Debug + Default {
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String>;
 
     /// True if row `i` of every result depends on operand `input` only through its row `i`, and on no hidden
-    /// per-row context: rows may be gathered before instead of after.
+    /// per-row context: rows may be gathered before instead of after. What is elementwise is.
     fn is_rowwise(&self, _input: usize) -> bool {
-        false
+        self.is_elementwise()
     }
 
     /// True if an element of the result depends only on the same element of each operand.
@@ -220,6 +220,28 @@ pub fn dim_is(dim: &Dim, name: &str, want: usize) -> Result<(), String> {
 /// Names the type.
 pub fn float_out(out: DType) -> Result<(), String> {
     if out.is_float() { Ok(()) } else { Err(format!("out is {out}, expected a float type")) }
+}
+
+/// The result of an elementwise op on operands `names`, of any float types and of one shape `[t, n]`.
+///
+/// # Errors
+/// Another number of operands, other types, shapes that differ; names what it found.
+pub fn elementwise<const N: usize>(
+    args: &Args<'_>,
+    names: [&str; N],
+    out: DType,
+) -> Result<Vec<Facts>, String> {
+    args.expect(N, N)?;
+    let (_, shape) = args.float(0, names[0], 2)?;
+    for (at, name) in names.into_iter().enumerate().skip(1) {
+        let (_, other) = args.float(at, name, 2)?;
+        for (dim, side) in ["rows", "columns"].into_iter().enumerate() {
+            let (a, b) = (format!("{side} of {}", names[0]), format!("{side} of {name}"));
+            same_dim(&shape[dim], &a, &other[dim], &b)?;
+        }
+    }
+    float_out(out)?;
+    Ok(vec![Facts::tensor(out, shape.iter().cloned())])
 }
 
 /// An attribute's type: how it prints and parses.

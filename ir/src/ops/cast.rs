@@ -4,7 +4,7 @@ use lathe_numerics::DType;
 
 use crate::facts::Facts;
 use crate::interp::EvalCx;
-use crate::op::{Args, Attrs, Operation, float_out};
+use crate::op::{Args, Attrs, Operation, elementwise};
 use crate::tensor::Value;
 
 /// `x: float[t, n]` gives `out[t, n]`.
@@ -28,18 +28,11 @@ impl Operation for Cast {
     }
 
     fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
-        args.expect(1, 1)?;
-        let (_, shape) = args.float(0, "x", 2)?;
-        float_out(self.out)?;
-        Ok(vec![Facts::tensor(self.out, shape.iter().cloned())])
+        elementwise(args, ["x"], self.out)
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         Ok(vec![cx.finish(0, inputs[0].floats()?.to_vec())])
-    }
-
-    fn is_rowwise(&self, _input: usize) -> bool {
-        true
     }
 
     fn is_elementwise(&self) -> bool {

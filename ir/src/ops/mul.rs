@@ -4,7 +4,7 @@ use lathe_numerics::DType;
 
 use crate::facts::Facts;
 use crate::interp::EvalCx;
-use crate::op::{Args, Attrs, Operation, float_out, same_dim};
+use crate::op::{Args, Attrs, Operation, elementwise};
 use crate::tensor::Value;
 
 /// The elementwise product of two `[t, n]` tensors of any float types; the result has type `out`.
@@ -28,21 +28,12 @@ impl Operation for Mul {
     }
 
     fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
-        args.expect(2, 2)?;
-        let ((_, a), (_, b)) = (args.float(0, "a", 2)?, args.float(1, "b", 2)?);
-        same_dim(&a[0], "rows of a", &b[0], "rows of b")?;
-        same_dim(&a[1], "columns of a", &b[1], "columns of b")?;
-        float_out(self.out)?;
-        Ok(vec![Facts::tensor(self.out, a.iter().cloned())])
+        elementwise(args, ["a", "b"], self.out)
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let (a, b) = (inputs[0].floats()?, inputs[1].floats()?);
         Ok(vec![cx.finish(0, a.iter().zip(b).map(|(x, y)| x * y).collect())])
-    }
-
-    fn is_rowwise(&self, _input: usize) -> bool {
-        true
     }
 
     fn is_elementwise(&self) -> bool {

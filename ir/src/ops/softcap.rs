@@ -2,7 +2,7 @@
 
 use crate::facts::Facts;
 use crate::interp::EvalCx;
-use crate::op::{Args, Attrs, Operation, float_out};
+use crate::op::{Args, Attrs, Operation, elementwise};
 use crate::tensor::Value;
 use lathe_numerics::DType;
 use lathe_numerics::activation::softcap;
@@ -31,21 +31,14 @@ impl Operation for Softcap {
     }
 
     fn infer(&self, args: &Args<'_>) -> Result<Vec<Facts>, String> {
-        args.expect(1, 1)?;
-        let (_, shape) = args.float(0, "x", 2)?;
         if self.cap <= 0.0 {
             return Err("cap is not positive".into());
         }
-        float_out(self.out)?;
-        Ok(vec![Facts::tensor(self.out, shape.iter().cloned())])
+        elementwise(args, ["x"], self.out)
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         Ok(vec![cx.finish(0, inputs[0].floats()?.iter().map(|&x| softcap(x, self.cap)).collect())])
-    }
-
-    fn is_rowwise(&self, _input: usize) -> bool {
-        true
     }
 
     fn is_elementwise(&self) -> bool {
