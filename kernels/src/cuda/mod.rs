@@ -77,6 +77,33 @@ pub struct Stage {
     pub cost: Cost,
 }
 
+impl Stage {
+    /// A launch whose lanes take a vector of `vec` elements each: a row of `m` per block in x, its `cols` columns in y.
+    pub fn over_columns(
+        (source, entry): (Source, &'static str),
+        (m, cols, vec): (Symbol, usize, usize),
+        threads: usize,
+        args: Vec<Arg>,
+        cost: Cost,
+    ) -> Stage {
+        Stage {
+            source,
+            entry,
+            when: When::Always,
+            grid: [
+                Extent::per(m, 1, 1),
+                Extent::fixed((cols / vec).div_ceil(threads) as u32),
+                Extent::fixed(1),
+            ],
+            block: threads as u32,
+            shared_bytes: 0,
+            dependent: true,
+            args,
+            cost,
+        }
+    }
+}
+
 /// Device memory that a node's stages hand to each other: `f32[rows * per_row]`, an output after the node's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Workspace {

@@ -1,6 +1,6 @@
 //! The weighted sum of experts on a device, with the CPU's bits: an element per lane, or four.
 
-use lathe_device::{Arg, Extent, Symbol, When};
+use lathe_device::{Arg, Symbol};
 use lathe_numerics::DType;
 
 use super::NAME;
@@ -59,33 +59,21 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
     let optional = |there: bool, at: u32| if there { Arg::Input(at) } else { Arg::U64(0) };
     let (cols, out) = (p.cols as u64, p.out.size() as u64);
     let terms = p.choices as u64 + u64::from(p.shared) + u64::from(p.residual);
-    let stage = Stage {
-        source,
-        entry: NAME,
-        when: When::Always,
-        grid: [
-            Extent::per(p.m, 1, 1),
-            Extent::fixed((p.cols / vec).div_ceil(THREADS) as u32),
-            Extent::fixed(1),
-        ],
-        block: THREADS as u32,
-        shared_bytes: 0,
-        dependent: true,
-        args: vec![
-            Arg::Input(0),
-            Arg::Input(1),
-            optional(p.residual, 2),
-            optional(p.shared, behind),
-            optional(p.shared, behind + 1),
-            Arg::Output(0),
-        ],
-        cost: Cost {
-            fixed_bytes: 0,
-            row_bytes: cols * (p.choices as u64 * p.dtype.size() as u64 + out)
-                + cols * (u64::from(p.shared) * 4 + u64::from(p.residual) * out),
-            row_flops: 2 * cols * terms,
-        },
+    let args = vec![
+        Arg::Input(0),
+        Arg::Input(1),
+        optional(p.residual, 2),
+        optional(p.shared, behind),
+        optional(p.shared, behind + 1),
+        Arg::Output(0),
+    ];
+    let cost = Cost {
+        fixed_bytes: 0,
+        row_bytes: cols * (p.choices as u64 * p.dtype.size() as u64 + out)
+            + cols * (u64::from(p.shared) * 4 + u64::from(p.residual) * out),
+        row_flops: 2 * cols * terms,
     };
+    let stage = Stage::over_columns((source, NAME), (p.m, p.cols, vec), THREADS, args, cost);
     Ok(Launches { stages: vec![stage], workspaces: vec![] })
 }
 

@@ -1,6 +1,6 @@
 //! Elementwise functions on a device, with the CPU's bits: vectors of up to 16 bytes, a row per block in x.
 
-use lathe_device::{Arg, Extent, Symbol, When};
+use lathe_device::{Arg, Symbol};
 use lathe_numerics::DType;
 
 use super::{Binary, Unary};
@@ -52,6 +52,11 @@ fn vector(extents: usize, types: &[DType]) -> usize {
     (16 / size).min(1 << extents.trailing_zeros().min(3))
 }
 
+/// Work of rows of `cols` elements, by bytes and operations of an element.
+fn cost(cols: usize, bytes: usize, flops: u64) -> Cost {
+    Cost { fixed_bytes: 0, row_bytes: (cols * bytes) as u64, row_flops: flops * cols as u64 }
+}
+
 /// Input x `[m, cols]` at `start` and `stride`; output `[m, cols]`.
 ///
 /// # Errors
@@ -82,7 +87,9 @@ pub fn unary_launches(p: &UnaryProblem) -> Result<Launches, KernelError> {
         Unary::Scale(_) => 1,
         Unary::Softcap(_) | Unary::Activation(_) => 20,
     };
-    Ok(stage(source, NAME, p.m, p.cols, vec, args, p.dtype.size() + p.out.size(), flops))
+    let cost = cost(p.cols, p.dtype.size() + p.out.size(), flops);
+    let stage = Stage::over_columns((source, NAME), (p.m, p.cols, vec), THREADS, args, cost);
+    Ok(Launches { stages: vec![stage], workspaces: vec![] })
 }
 
 /// Inputs a and b `[m, cols]`; output `[m, cols]`.
@@ -109,36 +116,15 @@ pub fn binary_launches(p: &BinaryProblem) -> Result<Launches, KernelError> {
         ],
     );
     let args = vec![Arg::Input(0), Arg::Input(1), Arg::Output(0)];
-    Ok(stage(source, NAME, p.m, p.cols, vec, args, types.iter().map(|t| t.size()).sum(), 1))
-}
-
-#[allow(clippy::too_many_arguments)]
-fn stage(
-    source: Source,
-    entry: &'static str,
-    m: Symbol,
-    cols: usize,
-    vec: usize,
-    args: Vec<Arg>,
-    bytes: usize,
-    flops: u64,
-) -> Launches {
-    let stage = Stage {
-        source,
-        entry,
-        when: When::Always,
-        grid: [Extent::per(m, 1, 1), Extent::fixed((cols / vec).div_ceil(THREADS) as u32), Extent::fixed(1)],
-        block: THREADS as u32,
-        shared_bytes: 0,
-        dependent: true,
-        args,
-        cost: Cost { fixed_bytes: 0, row_bytes: (cols * bytes) as u64, row_flops: flops * cols as u64 },
-    };
-    Launches { stages: vec![stage], workspaces: vec![] }
+    let cost = cost(p.cols, types.iter().map(|t| t.size()).sum(), 1);
+    let stage = Stage::over_columns((source, NAME), (p.m, p.cols, vec), THREADS, args, cost);
+    Ok(Launches { stages: vec![stage], workspaces: vec![] })
 }
 
 #[cfg(test)]
 mod tests {
+    use lathe_device::Extent;
+
     use super::*;
 
     const P: UnaryProblem = UnaryProblem {

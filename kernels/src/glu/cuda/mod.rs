@@ -1,6 +1,6 @@
 //! The gated product on a device, with the CPU's bits: an element per lane, vectors of up to 16 bytes.
 
-use lathe_device::{Arg, Extent, Symbol, When};
+use lathe_device::{Arg, Symbol};
 use lathe_numerics::{Activation, DType};
 
 use crate::cuda::{Cost, Launches, Source, Stage, activation, element};
@@ -53,25 +53,10 @@ pub fn launches(p: &Problem) -> Result<Launches, KernelError> {
         ],
     );
     let cols = p.cols as u64;
-    let stage = Stage {
-        source,
-        entry: NAME,
-        when: When::Always,
-        grid: [
-            Extent::per(p.m, 1, 1),
-            Extent::fixed((p.cols / vec).div_ceil(THREADS) as u32),
-            Extent::fixed(1),
-        ],
-        block: THREADS as u32,
-        shared_bytes: 0,
-        dependent: true,
-        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(0)],
-        cost: Cost {
-            fixed_bytes: 0,
-            row_bytes: cols * (2 * p.dtype.size() + p.out.size()) as u64,
-            row_flops: 20 * cols,
-        },
-    };
+    let args = vec![Arg::Input(0), Arg::Input(1), Arg::Output(0)];
+    let row_bytes = cols * (2 * p.dtype.size() + p.out.size()) as u64;
+    let cost = Cost { fixed_bytes: 0, row_bytes, row_flops: 20 * cols };
+    let stage = Stage::over_columns((source, NAME), (p.m, p.cols, vec), THREADS, args, cost);
     Ok(Launches { stages: vec![stage], workspaces: vec![] })
 }
 
