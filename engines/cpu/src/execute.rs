@@ -8,16 +8,16 @@ use lathe_kernels::elementwise::{BinaryArgs, Elementwise, UnaryArgs};
 use lathe_kernels::embedding::{Embedding, EmbeddingArgs, TableLayout};
 use lathe_kernels::gather_rows::{GatherRows, GatherRowsArgs};
 use lathe_kernels::gemm::{Epilogue, Gemm, GemmArgs};
-use lathe_kernels::layer_norm::{LayerNorm, LayerNormArgs};
+use lathe_kernels::layer_norm::LayerNorm;
 use lathe_kernels::paged::{Batch, KvCache, KvLayout};
-use lathe_kernels::rms_norm::{AddRmsNorm, AddRmsNormArgs, RmsNorm, RmsNormArgs};
+use lathe_kernels::rms_norm::{AddRmsNorm, AddRmsNormArgs, NormArgs, RmsNorm};
 use lathe_kernels::rope_append::{self, KvAppend, KvAppendArgs, Rope, RopeAppend, RopeAppendArgs, RopeArgs};
 use lathe_kernels::{Dst, IsaPath, Kernel, KernelError, Src};
 use lathe_plan::Plan;
 use lathe_plan::schema::MAX_CACHE_GROUPS;
 
 use crate::pool::Pool;
-use crate::program::{Bound, Call, Heads, Ids, QkNorm, Region, Rows, View, WeightRef};
+use crate::program::{Bound, Call, Heads, Ids, Norm, QkNorm, Region, Rows, View, WeightRef};
 use crate::region::Memory;
 
 mod experts;
@@ -143,6 +143,28 @@ impl Machine<'_> {
         }
     }
 
+    fn norm(
+        &self,
+        step: &StepData<'_>,
+        x: Region,
+        norm: Norm,
+        out: Region,
+    ) -> Result<NormArgs<'_>, KernelError> {
+        let rows = self.rows(step, x.rows);
+        Ok(NormArgs {
+            path: self.path,
+            x: self.src(x, rows)?,
+            x_stride: x.cols,
+            weight: self.weight(norm.weight)?,
+            eps: norm.eps,
+            out: self.dst(out, rows)?,
+            out_stride: out.cols,
+            rows,
+            h: x.cols,
+            groups: norm.groups,
+        })
+    }
+
     fn weight(&self, weight: WeightRef) -> Result<Src<'_>, KernelError> {
         Src::bytes(weight.dtype, self.plan.weight_bytes(weight.index))
     }
@@ -258,39 +280,11 @@ impl Machine<'_> {
                 );
             }
             Call::RmsNorm { x, norm, out } => {
-                let rows = self.rows(step, x.rows);
-                self.launch(
-                    pool,
-                    &RmsNorm::new(RmsNormArgs {
-                        path,
-                        x: self.src(x, rows)?,
-                        x_stride: x.cols,
-                        weight: self.weight(norm.weight)?,
-                        eps: norm.eps,
-                        out: self.dst(out, rows)?,
-                        out_stride: out.cols,
-                        rows,
-                        h: x.cols,
-                        groups: norm.groups,
-                    })?,
-                );
+                self.launch(pool, &RmsNorm::new(self.norm(step, x, norm, out)?)?);
             }
             Call::LayerNorm { x, norm, bias, out } => {
-                let rows = self.rows(step, x.rows);
-                self.launch(
-                    pool,
-                    &LayerNorm::new(LayerNormArgs {
-                        path,
-                        x: self.src(x, rows)?,
-                        weight: self.weight(norm.weight)?,
-                        bias: bias.map(|b| self.weight(b)).transpose()?,
-                        eps: norm.eps,
-                        out: self.dst(out, rows)?,
-                        rows,
-                        h: x.cols,
-                        groups: norm.groups,
-                    })?,
-                );
+                let bias = bias.map(|b| self.weight(b)).transpose()?;
+                self.launch(pool, &LayerNorm::new(self.norm(step, x, norm, out)?, bias)?);
             }
             Call::AddRmsNorm { delta, residual, weight, sum, out, eps } => {
                 let rows = self.rows(step, delta.rows);

@@ -2,7 +2,8 @@
 
 use lathe_numerics::DType;
 
-use super::{LayerNorm, LayerNormArgs, reference};
+use super::{LayerNorm, reference};
+use crate::rms_norm::NormArgs;
 use crate::testing::{Buffer, DTYPES, SPLITS, Split, run, values};
 use crate::{IsaPath, tolerance};
 
@@ -17,18 +18,19 @@ fn norm(
     split: Split,
 ) -> Buffer {
     let mut out = Buffer::zeros(x.src().dtype(), rows * h);
-    let args = LayerNormArgs {
+    let args = NormArgs {
         path,
         x: x.src(),
+        x_stride: h,
         weight: w.src(),
-        bias: bias.map(Buffer::src),
         eps: EPS,
         out: out.dst(),
+        out_stride: h,
         rows,
         h,
         groups,
     };
-    run(&LayerNorm::new(args).unwrap(), split);
+    run(&LayerNorm::new(args, bias.map(Buffer::src)).unwrap(), split);
     out
 }
 
@@ -79,18 +81,19 @@ fn wrong_operands_are_refused() {
     let (x, w, half) = ([0f32; 20], [1f32; 10], [half::bf16::ONE; 10]);
     let mut out = [0f32; 20];
     let mut build = |rows: usize, h: usize, groups: usize, weight: usize, bias: crate::Src<'_>| {
-        LayerNorm::new(LayerNormArgs {
+        let args = NormArgs {
             path: IsaPath::detect(),
             x: x.as_slice().into(),
+            x_stride: h,
             weight: w[..weight].into(),
-            bias: Some(bias),
             eps: EPS,
             out: out.as_mut_slice().into(),
+            out_stride: h,
             rows,
             h,
             groups,
-        })
-        .is_ok()
+        };
+        LayerNorm::new(args, Some(bias)).is_ok()
     };
     let bias = || w.as_slice().into();
     assert!(build(2, 10, 1, 10, bias()) && build(2, 10, 2, 5, bias()));

@@ -20,8 +20,8 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-/// Operands of an [`RmsNorm`].
-pub struct RmsNormArgs<'a> {
+/// Operands of an [`RmsNorm`], or of a layer norm without its bias.
+pub struct NormArgs<'a> {
     /// Instruction set.
     pub path: IsaPath,
     /// `[rows, h]`, row r at `r * x_stride`.
@@ -30,9 +30,9 @@ pub struct RmsNormArgs<'a> {
     pub x_stride: usize,
     /// `[h]`, or `[h / groups]` for all groups; x's dtype or f32.
     pub weight: Src<'a>,
-    /// Added to the mean square.
+    /// Added to the mean square or to the variance.
     pub eps: f32,
-    /// `[rows, h]`, x's dtype.
+    /// `[rows, h]`, x's dtype, row r at `r * out_stride`.
     pub out: Dst<'a>,
     /// Elements between rows of out.
     pub out_stride: usize,
@@ -44,23 +44,52 @@ pub struct RmsNormArgs<'a> {
     pub groups: usize,
 }
 
+impl<'a> NormArgs<'a> {
+    /// Checks operands against shapes; gives the elements of a group.
+    ///
+    /// # Errors
+    /// `Shape` for short buffers, `Unsupported` for dtypes.
+    pub(crate) fn check(&self, kernel: &'static str) -> Result<usize, KernelError> {
+        float(kernel, self.x.dtype())?;
+        norm_weight(kernel, self.x.dtype(), self.weight.dtype())?;
+        same(kernel, "out dtype", self.x.dtype(), self.out.dtype())?;
+        let n = group_len(kernel, self.h, self.groups)?;
+        at_least(kernel, "weight elements", n, self.weight.len())?;
+        let len = |what, stride| span(kernel, what, self.rows, self.h, stride);
+        at_least(kernel, "x elements", len("x stride", self.x_stride)?, self.x.len())?;
+        at_least(kernel, "out elements", len("out stride", self.out_stride)?, self.out.len())?;
+        Ok(n)
+    }
+
+    /// Where the weights of group `g` begin: groups have their own, or all the same.
+    pub(crate) fn weight_start(&self, g: usize) -> usize {
+        if self.weight.len() >= self.h { g * (self.h / self.groups) } else { 0 }
+    }
+
+    /// Row `r` of group `g` of x and of out.
+    ///
+    /// # Safety
+    /// The operands passed [`NormArgs::check`] and are of `T`; `r` is a row and `g` a group; nobody else has the row of out.
+    #[inline(always)]
+    pub(crate) unsafe fn row<T: Element>(&self, r: usize, g: usize) -> (&'a [T], &'a mut [T]) {
+        let n = self.h / self.groups;
+        // SAFETY: the caller's promise.
+        unsafe {
+            (self.x.slice(r * self.x_stride + g * n, n), self.out.slice(r * self.out_stride + g * n, n))
+        }
+    }
+}
+
 /// A checked RMS norm; a unit is a row.
-pub struct RmsNorm<'a>(RmsNormArgs<'a>);
+pub struct RmsNorm<'a>(NormArgs<'a>);
 
 impl<'a> RmsNorm<'a> {
     /// Checks operands against shapes.
     ///
     /// # Errors
     /// `Shape` for short buffers, `Unsupported` for dtypes.
-    pub fn new(a: RmsNormArgs<'a>) -> Result<Self, KernelError> {
-        const NAME: &str = "rms_norm";
-        float(NAME, a.x.dtype())?;
-        norm_weight(NAME, a.x.dtype(), a.weight.dtype())?;
-        same(NAME, "out dtype", a.x.dtype(), a.out.dtype())?;
-        let n = group_len(NAME, a.h, a.groups)?;
-        at_least(NAME, "weight elements", n, a.weight.len())?;
-        at_least(NAME, "x elements", span(NAME, "x stride", a.rows, a.h, a.x_stride)?, a.x.len())?;
-        at_least(NAME, "out elements", span(NAME, "out stride", a.rows, a.h, a.out_stride)?, a.out.len())?;
+    pub fn new(a: NormArgs<'a>) -> Result<Self, KernelError> {
+        a.check("rms_norm")?;
         Ok(RmsNorm(a))
     }
 }
@@ -74,17 +103,10 @@ impl Kernel for RmsNorm<'_> {
         let a = &self.0;
         assert!(units.end <= a.rows);
         let n = a.h / a.groups;
-        let own = usize::from(a.weight.len() >= a.h);
         with_float!(a.x.dtype(), T => with_weight!(a.weight.dtype(), T, W => a.path.run(#[inline(always)] || for r in units {
             for g in 0..a.groups {
                 // SAFETY: rows were checked when built; the unit owns its output row.
-                let (x, w, out) = unsafe {
-                    (
-                        a.x.slice::<T>(r * a.x_stride + g * n, n),
-                        a.weight.slice::<W>(own * g * n, n),
-                        a.out.slice::<T>(r * a.out_stride + g * n, n),
-                    )
-                };
+                let ((x, out), w) = unsafe { (a.row::<T>(r, g), a.weight.slice::<W>(a.weight_start(g), n)) };
                 norm_row(x, w, a.eps, out);
             }
         })));

@@ -2,7 +2,7 @@
 
 use lathe_numerics::DType;
 
-use super::{AddRmsNorm, AddRmsNormArgs, RmsNorm, RmsNormArgs, reference};
+use super::{AddRmsNorm, AddRmsNormArgs, NormArgs, RmsNorm, reference};
 use crate::testing::{Buffer, DTYPES, SPLITS, Split, run, values};
 use crate::{IsaPath, tolerance};
 
@@ -21,7 +21,7 @@ fn grouped(
     split: Split,
 ) -> Buffer {
     let mut out = Buffer::zeros(x.src().dtype(), rows * h);
-    let args = RmsNormArgs {
+    let args = NormArgs {
         path,
         x: x.src(),
         x_stride: h,
@@ -135,7 +135,7 @@ fn wrong_operands_are_refused() {
     let (x, w) = (vec![0f32; 20], vec![1f32; 10]);
     let mut out = vec![0f32; 20];
     let mut build = |rows: usize, h: usize, x_stride: usize| {
-        let args = RmsNormArgs {
+        let args = NormArgs {
             path: IsaPath::detect(),
             x: x.as_slice().into(),
             x_stride,
