@@ -6,10 +6,15 @@ use lathe_conformance::{code, sass};
 use lathe_device::Symbol;
 use lathe_kernels::attention::cuda::Problem;
 use lathe_kernels::cuda::{Launches, Source, Stage};
+use lathe_kernels::elementwise::cuda::{BinaryProblem, UnaryProblem, binary_launches, unary_launches};
+use lathe_kernels::elementwise::{Binary, Unary};
 use lathe_kernels::embedding::cuda::TableLayout;
 use lathe_kernels::gemm::Epilogue;
 use lathe_kernels::gemm::cuda::{Fused, Tail};
-use lathe_kernels::{attention, embedding, gather_rows, gemm, glu, rms_norm, rope_append, sampling};
+use lathe_kernels::rms_norm::cuda::NormProblem;
+use lathe_kernels::{
+    attention, combine, embedding, gather_rows, gemm, glu, layer_norm, rms_norm, rope_append, sampling,
+};
 use lathe_numerics::{Activation, DType};
 use lathe_nvrtc::{Compiled, EntryReport};
 
@@ -269,6 +274,38 @@ fn no_other_activation_spills() {
             glu::cuda::launches(&product),
         ];
         report(act.name(), dtype, "sm_80", &nodes.map(Result::unwrap));
+    }
+}
+
+/// What stands between projections where it goes with none: layer norms, elementwise functions, the sum of experts.
+#[test]
+fn no_kernel_between_projections_spills() {
+    let (m, cols) = (Symbol::Tokens, 4096);
+    let unary = |function, dtype, out| {
+        unary_launches(&UnaryProblem { function, m, cols, stride: cols, start: 0, dtype, out }).unwrap()
+    };
+    for (dtype, arch) in [(DType::BF16, "sm_80"), (DType::BF16, "sm_90"), (DType::F32, "sm_80")] {
+        let norm = NormProblem::rows(m, cols, dtype, 1e-5);
+        let heads = NormProblem { groups: 32, ..norm };
+        let binary = |function, b| {
+            binary_launches(&BinaryProblem { function, m, cols, a: DType::F32, b, out: dtype }).unwrap()
+        };
+        let sum =
+            combine::cuda::Problem { m, cols, choices: 8, dtype, out: dtype, shared: true, residual: true };
+        let nodes = [
+            layer_norm::cuda::launches(&norm, true).unwrap(),
+            layer_norm::cuda::launches(&heads, false).unwrap(),
+            unary(Unary::Cast, DType::F32, dtype),
+            unary(Unary::Scale(2.0), dtype, dtype),
+            unary(Unary::Softcap(30.0), DType::F32, DType::F32),
+            unary(Unary::Activation(Activation::Silu), DType::F32, dtype),
+            unary(Unary::Activation(Activation::Gelu), DType::F32, dtype),
+            unary(Unary::Activation(Activation::GeluTanh), DType::F32, dtype),
+            binary(Binary::Add, dtype),
+            binary(Binary::Mul, DType::F32),
+            combine::cuda::launches(&sum).unwrap(),
+        ];
+        report("between", dtype, arch, &nodes);
     }
 }
 
