@@ -5,6 +5,7 @@ mod cases;
 mod contention;
 mod kernels;
 mod machine;
+mod overhead;
 mod peer;
 mod peers;
 mod results;
@@ -36,6 +37,8 @@ enum Command {
     Roofline(roofline::Args),
     /// From exec to /ready and to the first token of `runtime serve`
     Start(start::Args),
+    /// CPU time of `runtime serve` outside of its engine while clients stream
+    Overhead(overhead::Args),
     /// Throughput beside another busy process
     Contention(contention::Args),
     /// Keeps the first core busy until it is ended
@@ -63,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         Command::Kernels(args) => kernels::run(&args),
         Command::Roofline(args) => roofline::run(&args),
         Command::Start(args) => start::run(&args),
+        Command::Overhead(args) => overhead::run(&args),
         Command::Contention(args) => contention::run(&args),
         Command::Burn => contention::burn(),
         Command::Worker { plan, threads, isa, trace } => {
