@@ -140,7 +140,7 @@ struct Shape {
 }
 
 /// Rows whose packed x is kept while the weights stream past.
-const BLOCK_ROWS: usize = 96;
+const BLOCK_ROWS: usize = 132;
 /// Words of packed x per thread: beyond it fewer rows are kept, as they would fall out of the second-level cache.
 const BLOCK_WORDS: usize = 512 * 1024;
 /// Depth of one tile call: x of a tile stays in the first-level cache, two panels and the next two in the second.
