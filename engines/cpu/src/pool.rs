@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
 use lathe_kernels::prefetch;
 
@@ -17,6 +18,10 @@ use lathe_kernels::prefetch;
 const SPINS: u32 = 4_000;
 /// Time slices given away before an idle worker sleeps.
 const YIELDS: u32 = 64;
+
+/// Time after which a thread offers its core to others between two jobs: less than a time slice, so that a thread which shares
+/// its core is put aside while it holds no chunk that others wait for. On a core of its own it goes on at once.
+const TURN: Duration = Duration::from_millis(1);
 
 /// Chunks per thread of the first three quarters of the work; more even out threads that run at different speeds, fewer
 /// cost fewer claims.
@@ -151,10 +156,24 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
     ahead: Stream,
+    turn: Turn,
 }
 
 // SAFETY: the stream is an address that nobody reads.
 unsafe impl Send for Pool {}
+
+/// When a thread last offered its core to others.
+struct Turn(Instant);
+
+impl Turn {
+    /// Offers the core if it is time; to be called without a chunk.
+    fn offer(&mut self) {
+        if self.0.elapsed() >= TURN {
+            std::thread::yield_now();
+            self.0 = Instant::now();
+        }
+    }
+}
 
 impl Pool {
     /// A pool of `threads` threads, the caller included; at least one and at most 4,096.
@@ -171,7 +190,12 @@ impl Pool {
             stop: AtomicBool::new(false),
             asleep: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
         });
-        let mut pool = Pool { shared, workers: Vec::with_capacity(n_workers), ahead: Stream::NONE };
+        let mut pool = Pool {
+            shared,
+            workers: Vec::with_capacity(n_workers),
+            ahead: Stream::NONE,
+            turn: Turn(Instant::now()),
+        };
         for index in 0..n_workers {
             let shared = Arc::clone(&pool.shared);
             let handle = std::thread::Builder::new()
@@ -206,6 +230,7 @@ impl Pool {
             }
             return;
         }
+        self.turn.offer();
         let chunks = units.min(most);
         let shared = &*self.shared;
         let borrowed: Work<'_> = &work;
@@ -271,10 +296,12 @@ fn work(shared: &Shared, index: usize) {
     let worker = index + 1;
     let mut idle = 0;
     let mut ahead = None;
+    let mut turn = Turn(Instant::now());
     while !shared.stop.load(Ordering::Relaxed) {
         if let Some((stream, threads)) = participate(shared, worker) {
             idle = 0;
             ahead = Some(stream.lines(worker, threads));
+            turn.offer();
             continue;
         }
         idle += 1;
