@@ -10,6 +10,7 @@ mod peer;
 mod peers;
 mod results;
 mod roofline;
+mod server;
 mod start;
 mod stats;
 mod trace;

@@ -1,14 +1,14 @@
 //! What serving costs beside computing: CPU time of the server's threads while clients stream answers.
 
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::machine::{Machine, wait_quiet};
+use crate::server::Server;
 use crate::stats::Spread;
 use crate::{cache, results};
 
@@ -65,17 +65,6 @@ struct Report {
     runs: Vec<Run>,
 }
 
-/// A process that ends with this value.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to end.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
 /// CPU seconds so far of the engine's threads and of the others.
 fn cpu(pid: u32) -> Result<(f64, f64)> {
     // SAFETY: a plain query.
@@ -111,18 +100,8 @@ fn once(args: &Args, program: &std::path::Path, server: u32, url: &str, wait: &m
 /// Measures, prints and writes.
 pub fn run(args: &Args) -> Result<()> {
     let program = cache::program("runtime")?;
-    let child = Command::new(&program)
-        .arg("serve")
-        .arg(&args.plan)
-        .args(["--port", "0"])
-        .env("LATHE_LOG", "error")
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| program.display().to_string())?;
-    let mut server = Ended(child);
-    let mut url = String::new();
-    BufReader::new(server.0.stdout.take().context("no pipe")?).read_line(&mut url)?;
-    let (pid, url) = (server.0.id(), url.trim());
+    let mut server = Server::start(&program, &args.plan)?;
+    let (pid, url) = (server.id(), &format!("http://{}", server.address()?));
     let mut wait = Duration::from_secs(args.wait);
     // Takes pages, fills caches.
     once(args, &program, pid, url, &mut wait)?;

@@ -1,17 +1,17 @@
 //! How soon a server is there: exec to /ready, exec to the first token, and what it holds then.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::cache;
 use crate::machine::{Machine, Others, QUIET, wait_quiet};
 use crate::results::{self, Rss};
+use crate::server::Server;
 use crate::stats::Spread;
 
 /// What to start.
@@ -62,17 +62,6 @@ struct Report {
     runs: Vec<Run>,
 }
 
-/// A server that ends with this value.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to end.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
 /// One request on a connection of its own; the status and the body.
 fn request(address: &str, head: &str, body: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
@@ -94,23 +83,11 @@ fn once(args: &Args, program: &Path, wait: &mut Duration) -> Result<Run> {
     let body =
         format!(r#"{{"prompt":[{}],"max_tokens":1,"temperature":0,"ignore_eos":true}}"#, ids.join(","));
     let start = Instant::now();
-    let child = Command::new(program)
-        .arg("serve")
-        .arg(&args.plan)
-        .args(["--port", "0"])
-        .env("LATHE_LOG", "error")
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| program.display().to_string())?;
-    let mut server = Server(child);
-    let pid = server.0.id();
+    let mut server = Server::start(program, &args.plan)?;
+    let pid = server.id();
     let processes = [pid];
     let others = Others::start(&processes)?;
-    let mut url = String::new();
-    BufReader::new(server.0.stdout.take().context("no pipe")?).read_line(&mut url)?;
-    let Some(address) = url.trim().strip_prefix("http://") else {
-        bail!("runtime serve {}: printed {url:?} instead of its address", args.plan.display());
-    };
+    let address = &server.address()?;
     while request(address, "GET /ready", "")?.0 != 200 {
         std::thread::sleep(Duration::from_millis(1));
     }
