@@ -1,7 +1,9 @@
 //! Host values as device memory holds them, and back. Little-endian, as devices are.
 
+use anyhow::Result;
 use half::{bf16, f16};
 use lathe_device::{Answer, DrawParams, Sequence};
+use lathe_kernels::cuda::mma16;
 use lathe_numerics::DType;
 
 /// `f32` as they are.
@@ -31,6 +33,30 @@ pub fn of(dtype: DType, values: &[f32]) -> Vec<u8> {
         DType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
         _ => of_f32(values),
     }
+}
+
+/// Rows of `k` as a device has a weight: in fragment order where they are of 2-byte elements.
+///
+/// # Errors
+/// As [`in_fragments`].
+pub fn of_weight(dtype: DType, w: &[f32], k: usize) -> Result<Vec<u8>> {
+    let stored = of(dtype, w);
+    if dtype == DType::F32 {
+        return Ok(stored);
+    }
+    in_fragments(&stored.chunks(2 * k).collect::<Vec<_>>(), k)
+}
+
+/// Rows of `k` 2-byte elements in fragment order.
+///
+/// # Errors
+/// A row of another length.
+pub fn in_fragments(rows: &[&[u8]], k: usize) -> Result<Vec<u8>> {
+    let mut out = vec![0xaa; rows.len().div_ceil(mma16::TILE) * mma16::tile_row_bytes(k)];
+    for (tile, out) in rows.chunks(mma16::TILE).zip(out.chunks_exact_mut(mma16::tile_row_bytes(k))) {
+        mma16::pack_tile_row(tile, k, out)?;
+    }
+    Ok(out)
 }
 
 /// What `StepTable::Sequences` holds.

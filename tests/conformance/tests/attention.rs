@@ -1,20 +1,11 @@
 //! Device attention against its reference, and its bits against themselves: decode, split decode, chunks, company.
 
 use anyhow::{Context, Result, ensure};
-use lathe_conformance::{Operands, Rig, bytes};
-use lathe_device::{Sequence, StepTable, Symbols};
+use lathe_conformance::Rig;
+use lathe_conformance::attention::{Part, Step, Tokens, expected, layer_bytes};
 use lathe_kernels::attention::cuda::{Problem, launches};
-use lathe_kernels::{attention::reference, tolerance};
+use lathe_kernels::tolerance;
 use lathe_numerics::DType;
-use lathe_numerics::philox::philox4x32;
-
-fn values(seed: u32, n: usize, dtype: DType) -> Vec<f32> {
-    (0..n.div_ceil(4))
-        .flat_map(|i| philox4x32([i as u32, 0, 0, 0], [seed, 7]))
-        .map(|w| dtype.round((w >> 8) as f32 / 8_388_608.0 - 1.0))
-        .take(n)
-        .collect()
-}
 
 /// `heads` on `kv_heads`, for sequences of up to 2,048 positions.
 fn problem(heads: usize, kv_heads: usize, head_dim: usize, dtype: DType) -> Problem {
@@ -41,28 +32,6 @@ fn sized(p: Problem) -> Problem {
     Problem { block_bytes: 2 * layer_bytes(&p) as u64, ..p }
 }
 
-fn layer_bytes(p: &Problem) -> usize {
-    2 * p.kv_heads * p.head_dim * p.block * p.kv_dtype.size()
-}
-
-/// A sequence's projections after their roundings.
-struct Tokens {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-}
-
-fn tokens(p: &Problem, seed: u32, len: usize) -> Tokens {
-    let kv = len * p.kv_heads * p.head_dim;
-    let mut k = values(seed + 1, kv, DType::F32);
-    k.iter_mut().for_each(|k| *k = p.kv_dtype.round(*k * 3.0));
-    Tokens { q: values(seed, len * p.heads * p.head_dim, p.dtype), k, v: values(seed + 2, kv, p.kv_dtype) }
-}
-
-/// What one sequence does in a step: its tokens, rows done before, rows now.
-#[derive(Clone, Copy)]
-struct Part<'a>(&'a Tokens, usize, usize);
-
 /// How a step is padded and what device it meets.
 #[derive(Clone, Copy)]
 struct Setting {
@@ -73,84 +42,15 @@ struct Setting {
 
 const PLAIN: Setting = Setting { padding_rows: 0, padding_sequences: 0, sm_count: 4 };
 
-/// One step over a cache that is NaN but for what the sequences have written. Gives the rows' bits.
+/// One step. Gives the rows' bits.
 fn step(rig: &mut Rig, p: &Problem, parts: &[Part], setting: Setting) -> Result<Vec<u32>> {
-    let (width, kv_width, size) = (p.heads * p.head_dim, p.kv_heads * p.head_dim, p.kv_dtype.size());
-    let pages: usize = parts.iter().map(|Part(_, done, now)| (done + now).div_ceil(p.block)).sum();
-    let mut cache = vec![0xff; (pages + 1) * p.block_bytes as usize];
-    let (mut sequences, mut blocks, mut row_sequence, mut q) = (vec![], vec![], vec![], vec![]);
-    for (i, Part(t, done, now)) in parts.iter().enumerate() {
-        let kv_len = done + now;
-        sequences.push(Sequence {
-            q_start: row_sequence.len() as i32,
-            q_len: *now as i32,
-            kv_len: kv_len as i32,
-            blocks_start: blocks.len() as i32,
-        });
-        let first = blocks.len();
-        // Pages from the last to the first.
-        blocks.extend((0..kv_len.div_ceil(p.block)).map(|b| (pages - first - b) as i32));
-        row_sequence.extend(std::iter::repeat_n(i as i32, *now));
-        q.extend_from_slice(&t.q[done * width..kv_len * width]);
-        for position in 0..kv_len {
-            let page = blocks[first + position / p.block] as usize * p.block_bytes as usize + layer_bytes(p);
-            for (part, x) in [&t.k, &t.v].into_iter().enumerate() {
-                for h in 0..p.kv_heads {
-                    let row = &x[position * kv_width + h * p.head_dim..][..p.head_dim];
-                    let at = ((part * p.kv_heads + h) * p.block + position % p.block) * p.head_dim * size;
-                    let to = &mut cache[page + at..][..p.head_dim * size];
-                    to.copy_from_slice(&bytes::of(p.kv_dtype, row));
-                }
-            }
-        }
-    }
-    let rows = row_sequence.len();
-    row_sequence.extend(std::iter::repeat_n(-1, setting.padding_rows));
-    q.extend(std::iter::repeat_n(f32::NAN, setting.padding_rows * width));
-    sequences.extend(std::iter::repeat_n(Sequence::default(), setting.padding_sequences));
-    let symbols = Symbols {
-        tokens: row_sequence.len() as u32,
-        sequences: sequences.len() as u32,
-        rows: 1,
-        decode: parts.iter().all(|part| part.2 == 1),
-        sm_count: setting.sm_count,
-    };
-    let cache_at = rig.buffer("cache", &cache)?;
-    let q_at = rig.floats("q", p.dtype, &q)?;
-    let out = rig.empty("out", q.len() * p.dtype.size())?;
-    let tables = vec![
-        (StepTable::RowSequence, rig.i32s("row sequence", &row_sequence)?),
-        (StepTable::Sequences, rig.sequences("sequences", &sequences)?),
-        (StepTable::Blocks, rig.i32s("blocks", &blocks)?),
-    ];
-    // The second of two layers.
-    let sinks = sinks(p).map(|s| rig.f32s("sinks", &s)).transpose()?;
-    let operands = Operands {
-        inputs: [q_at, cache_at.add(layer_bytes(p) as u64)].into_iter().chain(sinks).collect(),
-        outputs: vec![out],
-        tables: tables.clone(),
-    };
-    rig.run(&launches(p)?, symbols, &operands)?;
-    let got = rig.read_floats(out, p.dtype, rows * width)?;
-    for at in [cache_at, q_at, out].into_iter().chain(sinks).chain(tables.into_iter().map(|t| t.1)) {
-        rig.free(at)?;
-    }
+    let step = Step::new(p, parts, setting.padding_rows, setting.padding_sequences);
+    let q = rig.floats("q", p.dtype, &step.q)?;
+    let operands = step.operands(rig, p, q)?;
+    rig.run(&launches(p)?, step.symbols(setting.sm_count), &operands)?;
+    let got = rig.read_floats(operands.outputs[0], p.dtype, step.rows * p.heads * p.head_dim)?;
+    step.free(rig, p, &operands)?;
     Ok(got.into_iter().map(f32::to_bits).collect())
-}
-
-/// Sinks about as large as the largest scores, other for every head.
-fn sinks(p: &Problem) -> Option<Vec<f32>> {
-    p.sinks.then(|| (0..p.heads).map(|h| 1.5 - h as f32 * 0.8).collect())
-}
-
-fn expected(p: &Problem, t: &Tokens, row: usize, head: usize) -> Vec<f32> {
-    let kv_head = head * p.kv_heads / p.heads;
-    let pick = |x: &[f32]| -> Vec<f32> {
-        let rows = (0..=row).map(|i| &x[(i * p.kv_heads + kv_head) * p.head_dim..][..p.head_dim]);
-        rows.flatten().copied().collect()
-    };
-    let q = &t.q[(row * p.heads + head) * p.head_dim..][..p.head_dim];
-    reference::attention(q, &pick(&t.k), &pick(&t.v), p.scale, p.window, p.softcap, sinks(p).map(|s| s[head]))
 }
 
 /// A ragged step against the reference: every row of short chunks, a sample of long ones.
@@ -173,8 +73,8 @@ fn check(rig: &mut Rig, p: &Problem, parts: &[Part], setting: Setting) -> Result
 
 fn against_the_reference(p: &Problem) -> Result<()> {
     let mut rig = Rig::chosen(true)?;
-    let [a, b, c] = [5, 50, 500].map(|seed| tokens(p, seed, 300));
-    let long = tokens(p, 9, 1100);
+    let [a, b, c] = [5, 50, 500].map(|seed| Tokens::new(p, seed, 300));
+    let long = Tokens::new(p, 9, 1100);
     let decodes = [
         Part(&a, 0, 1),
         Part(&b, 126, 1),
@@ -255,7 +155,7 @@ fn one_answer(p: &Problem) -> Result<()> {
     let mut rig = Rig::chosen(true)?;
     let len = 300;
     let width = p.heads * p.head_dim;
-    let (t, other) = (tokens(p, 5, len), tokens(p, 50, 260));
+    let (t, other) = (Tokens::new(p, 5, len), Tokens::new(p, 50, 260));
     let want = step(&mut rig, p, &[Part(&t, 0, len)], PLAIN)?;
     for chunk in [7, 64] {
         for done in (0..len).step_by(chunk) {
@@ -311,7 +211,7 @@ fn infinities_and_nan_reach_later_rows_only() -> Result<()> {
         let p = problem(4, 2, head_dim, dtype);
         let mut rig = Rig::chosen(true)?;
         let (width, kv_width) = (4 * head_dim, 2 * head_dim);
-        let mut t = tokens(&p, 5, 140);
+        let mut t = Tokens::new(&p, 5, 140);
         let want = step(&mut rig, &p, &[Part(&t, 0, 140)], PLAIN)?;
         // A value of the first key-value head, a key of the second.
         t.v[131 * kv_width + 3] = f32::INFINITY;
@@ -334,7 +234,7 @@ fn infinities_and_nan_reach_later_rows_only() -> Result<()> {
 fn steps_take_the_ways_they_should() -> Result<()> {
     let p = problem(4, 2, 64, DType::BF16);
     let mut rig = Rig::chosen(false)?;
-    let t = tokens(&p, 5, 200);
+    let t = Tokens::new(&p, 5, 200);
     let mut ways = |parts: &[Part], setting| -> Result<Vec<String>> {
         step(&mut rig, &p, parts, setting)?;
         Ok(rig.launched().iter().map(|l| l.rsplit('/').next().unwrap_or_default().to_owned()).collect())

@@ -1,25 +1,16 @@
 //! The device's elementwise functions have the bits of their formulas, which the CPU's have too.
 
+use lathe_conformance::values::wide;
 use lathe_conformance::{Operands, Rig};
 use lathe_device::{DevicePtr, Symbol, Symbols};
 use lathe_kernels::elementwise::cuda::{BinaryProblem, UnaryProblem, binary_launches, unary_launches};
 use lathe_kernels::elementwise::{Binary, Unary};
 use lathe_numerics::activation::softcap;
-use lathe_numerics::{Activation, DType, philox};
+use lathe_numerics::{Activation, DType};
 
 const ROWS: usize = 3;
 const STEP: Symbols = Symbols { tokens: ROWS as u32, sequences: 1, rows: 1, decode: false, sm_count: 4 };
 const DTYPES: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
-
-/// Values over the whole range that matters to an exponential, and its ends.
-fn values(seed: u64, n: usize, dtype: DType) -> Vec<f32> {
-    let ends = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 88.5, -88.5, 87.0, -87.0, 1e-30];
-    let wide = (0..n).map(|i| {
-        let u = philox::uniform(seed, 0, i as u32) * 2.0 - 1.0;
-        u * [1.0, 10.0, 95.0][i % 3]
-    });
-    ends.into_iter().chain(wide).take(n).map(|v| dtype.round(v)).collect()
-}
 
 fn same(what: &str, want: &[f32], got: &[f32]) {
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
@@ -50,7 +41,7 @@ fn functions_have_the_bits_of_their_formulas() {
             // Whole rows, and some columns of wider ones.
             let shapes = [(1, 1, 0), (611, 611, 0), (640, 1280, 640), (1100, 1110, 6), (31, 62, 31)];
             let (cols, stride, start) = shapes[(at + i) % shapes.len()];
-            let x = values(at as u64, ROWS * stride, dtype);
+            let x = wide(at as u64, ROWS * stride, dtype);
             let want: Vec<f32> = x
                 .chunks(stride)
                 .flat_map(|row| row[start..start + cols].iter().map(|x| out.round(formula(function, *x))))
@@ -73,7 +64,7 @@ fn sums_and_products_have_the_bits_of_their_formulas() {
     {
         for (i, (a, b)) in DTYPES.iter().flat_map(|a| DTYPES.map(|b| (*a, b))).enumerate() {
             let (out, cols) = (DTYPES[i % 3], [1, 31, 640, 1100][i % 4]);
-            let (x, y) = (values(1, ROWS * cols, a), values(2, ROWS * cols, b));
+            let (x, y) = (wide(1, ROWS * cols, a), wide(2, ROWS * cols, b));
             let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| out.round(of(*x, *y))).collect();
             let mut input = |v: &[f32], dtype| -> DevicePtr { rig.floats("input", dtype, v).unwrap() };
             let inputs = vec![input(&x, a), input(&y, b)];

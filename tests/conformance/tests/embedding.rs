@@ -2,7 +2,6 @@
 
 use lathe_conformance::{Operands, Rig, bytes};
 use lathe_device::{StepTable, Symbols};
-use lathe_kernels::cuda::mma16;
 use lathe_kernels::embedding::cuda::{Problem, TableLayout, launches};
 use lathe_numerics::{DType, philox};
 
@@ -30,14 +29,7 @@ fn rows_are_copied_whatever_the_layout() {
             let stored = match layout {
                 TableLayout::RowMajor => plain.clone(),
                 TableLayout::Mma16 => {
-                    let rows: Vec<&[u8]> = plain.chunks(row_bytes).collect();
-                    let mut packed = Vec::new();
-                    for tile in rows.chunks(mma16::TILE) {
-                        let mut out = vec![0; mma16::tile_row_bytes(h)];
-                        mma16::pack_tile_row(tile, h, &mut out).unwrap();
-                        packed.extend(out);
-                    }
-                    packed
+                    bytes::in_fragments(&plain.chunks(row_bytes).collect::<Vec<_>>(), h).unwrap()
                 }
             };
             let table = rig.buffer("table", &stored).unwrap();

@@ -1,22 +1,13 @@
 //! Routing, experts' GEMMs and their sum on a device: choices and sums have the CPU's bits, an expert's rows have the bits of
 //! the device's GEMM with that expert's weight.
 
+use lathe_conformance::values::uniform;
 use lathe_conformance::{Operands, Rig, bytes};
 use lathe_device::{DevicePtr, StepTable, Symbol, Symbols};
-use lathe_kernels::cuda::mma16;
 use lathe_kernels::gemm::{Epilogue, cuda as gemm, stored_rows};
 use lathe_kernels::top_k::{GroupChoices, GroupChoicesArgs, Over, TopK, TopKArgs};
 use lathe_kernels::{Dst, IsaPath, Kernel, combine, expert_gemm, top_k};
-use lathe_numerics::philox::philox4x32;
 use lathe_numerics::{Activation, DType};
-
-fn values(seed: u32, n: usize, dtype: DType) -> Vec<f32> {
-    (0..n.div_ceil(4))
-        .flat_map(|i| philox4x32([i as u32, 0, 0, 0], [seed, 7]))
-        .map(|w| dtype.round((w >> 8) as f32 / 8_388_608.0 - 1.0))
-        .take(n)
-        .collect()
-}
 
 fn step(tokens: usize) -> Symbols {
     Symbols { tokens: tokens as u32, sequences: 1, rows: tokens as u32, decode: false, sm_count: 4 }
@@ -67,7 +58,7 @@ fn choices_and_groups_have_the_bits_of_the_cpu() {
         const ROWS: usize = 11;
         // Coarse, so that there are ties; one row has none of the usual values.
         let mut logits: Vec<f32> =
-            values(n as u32, ROWS * n, DType::F32).iter().map(|v| (v * 30.0).round() / 2.0).collect();
+            uniform(n as u32, ROWS * n, DType::F32).iter().map(|v| (v * 30.0).round() / 2.0).collect();
         logits[2 * n..][..4].copy_from_slice(&[f32::NAN, f32::NEG_INFINITY, -0.0, 0.0]);
         // Rows 3 and 10 are padding where rows are tokens.
         let padded = |row: usize| m == Symbol::Tokens && (row == 3 || row == 10);
@@ -103,20 +94,6 @@ fn choices_and_groups_have_the_bits_of_the_cpu() {
     }
 }
 
-/// `rows` stored rows of `k` as a device has them.
-fn packed(dtype: DType, w: &[f32], k: usize) -> Vec<u8> {
-    if dtype == DType::F32 {
-        return bytes::of_f32(w);
-    }
-    let rows: Vec<Vec<u8>> = w.chunks(k).map(|row| bytes::of(dtype, row)).collect();
-    let tile = |rows: &[Vec<u8>]| {
-        let mut out = vec![0xaa; mma16::tile_row_bytes(k)];
-        mma16::pack_tile_row(&rows.iter().map(|r| &r[..]).collect::<Vec<_>>(), k, &mut out).unwrap();
-        out
-    };
-    rows.chunks(mma16::TILE).flat_map(tile).collect()
-}
-
 struct Case {
     experts: usize,
     choices: usize,
@@ -134,9 +111,9 @@ impl Case {
         let Case { experts, choices, share, n, k, epilogue, bias, ref ids } = *self;
         let (tokens, rows) = (ids.len() / choices, stored_rows(n, epilogue));
         let columns = epilogue.columns(n);
-        let x = values(1, ids.len() / share * k, dtype);
-        let w = values(2, experts * rows * k, dtype);
-        let biases = values(3, experts * rows, DType::F32);
+        let x = uniform(1, ids.len() / share * k, dtype);
+        let w = uniform(2, experts * rows * k, dtype);
+        let biases = uniform(3, experts * rows, DType::F32);
         let (order, starts) = grouped(ids, experts);
         let label = format!("{dtype} {experts} experts {n}x{k} {epilogue:?} {tokens} rows");
 
@@ -157,7 +134,7 @@ impl Case {
             rig.floats("x", dtype, &x).unwrap(),
             rig.i32s("order", &order).unwrap(),
             rig.i32s("starts", &starts).unwrap(),
-            rig.buffer("weights", &packed(dtype, &w, k)).unwrap(),
+            rig.buffer("weights", &bytes::of_weight(dtype, &w, k).unwrap()).unwrap(),
         ];
         inputs.extend(bias.then(|| rig.f32s("bias", &biases).unwrap()));
         // What belongs to padding stays as it is.
@@ -179,7 +156,8 @@ impl Case {
                 gemm::Problem { m: Symbol::Tokens, max_m: 512, n, k, dtype, out: dtype, epilogue, bias };
             let mut inputs: Vec<DevicePtr> = vec![
                 rig.floats("x", dtype, &rows_of_x).unwrap(),
-                rig.buffer("weight", &packed(dtype, &w[e * rows * k..][..rows * k], k)).unwrap(),
+                rig.buffer("weight", &bytes::of_weight(dtype, &w[e * rows * k..][..rows * k], k).unwrap())
+                    .unwrap(),
             ];
             inputs.extend(bias.then(|| rig.f32s("bias", &biases[e * rows..][..rows]).unwrap()));
             let out = rig.empty("y", mine.len() * columns * dtype.size()).unwrap();
@@ -267,9 +245,9 @@ fn sums_have_the_bits_of_the_cpu() {
         (DType::BF16, 5, 516, false, false),
     ] {
         let n = ROWS * cols;
-        let (y, w) = (values(1, n * choices, dtype), values(2, ROWS * choices, DType::F32));
+        let (y, w) = (uniform(1, n * choices, dtype), uniform(2, ROWS * choices, DType::F32));
         let (extra, gate, base) =
-            (values(3, n, DType::F32), values(4, ROWS, DType::F32), values(5, n, dtype));
+            (uniform(3, n, DType::F32), uniform(4, ROWS, DType::F32), uniform(5, n, dtype));
         // The sum in f32 by the CPU; residual and rounding as the IR says.
         let mut sum = vec![0.0_f32; n];
         let y32: Vec<f32> = y.clone();

@@ -1,6 +1,7 @@
 //! Projections with their norm, residual or rotation in one launch: the bits of separate launches, for few rows and many.
 
 use anyhow::{Context, Result, ensure};
+use lathe_conformance::values::uniform;
 use lathe_conformance::{Operands, Rig, bytes};
 use lathe_device::{DevicePtr, Sequence, StepTable, Symbol, Symbols};
 use lathe_kernels::cuda::{Launches, mma16};
@@ -8,7 +9,6 @@ use lathe_kernels::gemm::cuda::{Fused, Problem, Tail, add_launches, fused_launch
 use lathe_kernels::gemm::{Epilogue, stored_rows};
 use lathe_kernels::rms_norm::cuda::NormProblem;
 use lathe_kernels::{rms_norm, rope_append};
-use lathe_numerics::philox::philox4x32;
 use lathe_numerics::{Activation, DType};
 
 const EPS: f32 = 1e-5;
@@ -18,14 +18,6 @@ const BLOCK: usize = 16;
 const POSITIONS: usize = 96;
 /// Blocks of each of the two sequences.
 const BLOCKS: usize = POSITIONS / BLOCK;
-
-fn values(seed: u32, n: usize) -> Vec<f32> {
-    (0..n.div_ceil(4))
-        .flat_map(|i| philox4x32([i as u32, 0, 0, 0], [seed, 7]))
-        .map(|w| (w >> 8) as f32 / 8_388_608.0 - 1.0)
-        .take(n)
-        .collect()
-}
 
 fn problem(n: usize, k: usize, dtype: DType) -> Problem {
     Problem { m: Symbol::Tokens, max_m: 512, n, k, dtype, out: dtype, epilogue: Epilogue::Store, bias: false }
@@ -70,14 +62,14 @@ impl Case {
         Ok(Case {
             p,
             f,
-            norm: rig.floats("norm", p.dtype, &values(1, p.k))?,
+            norm: rig.floats("norm", p.dtype, &uniform(1, p.k, DType::F32))?,
             weight: match p.dtype {
-                DType::F32 => rig.f32s("weight", &values(2, rows * p.k))?,
+                DType::F32 => rig.f32s("weight", &uniform(2, rows * p.k, DType::F32))?,
                 // Which element is where does not matter here.
-                _ => rig.floats("weight", p.dtype, &values(2, elements))?,
+                _ => rig.floats("weight", p.dtype, &uniform(2, elements, DType::F32))?,
             },
-            bias: rig.f32s("bias", &values(3, rows))?,
-            table: rig.f32s("table", &values(4, POSITIONS * rotary))?,
+            bias: rig.f32s("bias", &uniform(3, rows, DType::F32))?,
+            table: rig.f32s("table", &uniform(4, POSITIONS * rotary, DType::F32))?,
         })
     }
 
@@ -94,8 +86,12 @@ impl Case {
         let size = if let Tail::RopeAppend(rope) = f.tail { rope.dtype } else { p.out }.size();
         let len = m * self.columns() * size;
         let step = Step::new(rig, m)?;
-        let x = rig.floats("x", p.dtype, &values(5, m * p.k).iter().map(|v| 3.0 * v).collect::<Vec<_>>())?;
-        let residual = values(6, m * self.columns());
+        let x = rig.floats(
+            "x",
+            p.dtype,
+            &uniform(5, m * p.k, DType::F32).iter().map(|v| 3.0 * v).collect::<Vec<_>>(),
+        )?;
+        let residual = uniform(6, m * self.columns(), DType::F32);
         let mut results = Vec::new();
         for fused in [false, true] {
             let y = match f.tail {

@@ -1,14 +1,14 @@
 //! The device's GEMM against its reference, and its bits against themselves: rows alone, in company, by every kernel.
 
 use anyhow::{Context, Result, ensure};
-use lathe_conformance::{Operands, Rig};
+use lathe_conformance::values::uniform;
+use lathe_conformance::{Operands, Rig, bytes};
 use lathe_device::{DevicePtr, Symbol, Symbols};
-use lathe_kernels::cuda::{Launches, mma16};
+use lathe_kernels::cuda::Launches;
 use lathe_kernels::gemm::cases::WEIGHTS;
 use lathe_kernels::gemm::cuda::{Body, Config, Problem, Tile, add_launches, choose, launches, launches_of};
 use lathe_kernels::gemm::{Epilogue, reference, stored_rows};
 use lathe_kernels::tolerance;
-use lathe_numerics::philox::philox4x32;
 use lathe_numerics::{Activation, DType, Gating};
 
 const DTYPES: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
@@ -16,14 +16,6 @@ const DTYPES: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
 const ROWS: [usize; 13] = [1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 128, 129, 200];
 /// Rows that a batch has.
 const BATCH: usize = 200;
-
-fn values(seed: u32, n: usize, dtype: DType) -> Vec<f32> {
-    (0..n.div_ceil(4))
-        .flat_map(|i| philox4x32([i as u32, 0, 0, 0], [seed, 7]))
-        .map(|w| dtype.round((w >> 8) as f32 / 8_388_608.0 - 1.0))
-        .take(n)
-        .collect()
-}
 
 fn problem(n: usize, k: usize, dtype: DType) -> Problem {
     Problem {
@@ -52,22 +44,10 @@ fn stored_order(p: &Problem) -> Vec<Option<usize>> {
 }
 
 /// Row-major `[n, k]` as a plan stores it.
-fn packed(p: &Problem, w: &[f32]) -> Vec<u8> {
+fn packed(p: &Problem, w: &[f32]) -> Result<Vec<u8>> {
     let zeros = vec![0.0; p.k];
-    let rows: Vec<Vec<u8>> = stored_order(p)
-        .into_iter()
-        .map(|row| row.map_or(&zeros[..], |r| &w[r * p.k..(r + 1) * p.k]))
-        .map(|row| lathe_conformance::bytes::of(p.dtype, row))
-        .collect();
-    if p.dtype == DType::F32 {
-        return rows.concat();
-    }
-    let tile = |rows: &[Vec<u8>]| {
-        let mut out = vec![0xaa; mma16::tile_row_bytes(p.k)];
-        mma16::pack_tile_row(&rows.iter().map(|r| &r[..]).collect::<Vec<_>>(), p.k, &mut out).unwrap();
-        out
-    };
-    rows.chunks(mma16::TILE).flat_map(tile).collect()
+    let rows = stored_order(p).into_iter().map(|row| row.map_or(&zeros[..], |r| &w[r * p.k..][..p.k]));
+    bytes::of_weight(p.dtype, &rows.collect::<Vec<_>>().concat(), p.k)
 }
 
 /// A weight on a device, and what else a launch reads.
@@ -84,14 +64,14 @@ struct Case {
 
 impl Case {
     fn new(rig: &mut Rig, p: Problem) -> Result<Case> {
-        let (x, w) = (values(1, BATCH * p.k, p.dtype), values(2, p.n * p.k, p.dtype));
+        let (x, w) = (uniform(1, BATCH * p.k, p.dtype), uniform(2, p.n * p.k, p.dtype));
         Self::of(rig, p, x, w)
     }
 
     fn of(rig: &mut Rig, p: Problem, x: Vec<f32>, w: Vec<f32>) -> Result<Case> {
-        let bias = values(3, p.n, DType::F32);
+        let bias = uniform(3, p.n, DType::F32);
         let stored: Vec<f32> = stored_order(&p).into_iter().map(|r| r.map_or(0.0, |r| bias[r])).collect();
-        let weight = rig.buffer("weight", &packed(&p, &w))?;
+        let weight = rig.buffer("weight", &packed(&p, &w)?)?;
         let bias_at = if p.bias { Some(rig.f32s("bias", &stored)?) } else { None };
         Ok(Case { p, x, w, bias, residual: None, configs: None, weight, bias_at })
     }
@@ -248,8 +228,8 @@ fn clamped_swiglu_bounds_both_halves() -> Result<()> {
     for dtype in DTYPES {
         let p = Problem { epilogue: Epilogue::ClampedSwiglu, ..problem(40, 64, dtype) };
         // Wide enough that both bounds of both halves are met.
-        let x = values(1, BATCH * p.k, dtype).into_iter().map(|v| v * 16.0).collect();
-        let w = values(2, p.n * p.k, dtype);
+        let x = uniform(1, BATCH * p.k, dtype).into_iter().map(|v| v * 16.0).collect();
+        let w = uniform(2, p.n * p.k, dtype);
         Case::of(&mut rig, p, x, w)?.check(&mut rig, &[1, 33])?;
     }
     Ok(())
@@ -284,7 +264,7 @@ fn a_residual_is_added_before_the_rounding() -> Result<()> {
         (DType::F32, 41, 33, false),
     ] {
         let p = Problem { bias, ..problem(n, k, dtype) };
-        let residual = values(4, BATCH * n, dtype);
+        let residual = uniform(4, BATCH * n, dtype);
         let plain = Case::new(&mut rig, p)?;
         let fused = Case { residual: Some(residual), ..Case::new(&mut rig, Problem { out: dtype, ..p })? };
         for m in [1, 9, 100, BATCH] {
@@ -365,7 +345,7 @@ fn tiles_of_real_models_have_the_bits_of_small_ones() -> Result<()> {
         };
         assert_eq!(lathe_numerics::gemm_slices(n, k), slices);
         let p = problem(n, k, DType::BF16);
-        let (x, w) = (values(1, m * k, p.dtype), values(2, n * k, p.dtype));
+        let (x, w) = (uniform(1, m * k, p.dtype), uniform(2, n * k, p.dtype));
         let mut case = Case::of(&mut rig, p, x, w)?;
         let want = case.run(&mut rig, 0, m)?;
         for tile in tiles.iter().filter(|t| t.slices == slices) {

@@ -1,21 +1,12 @@
 //! The device's gated product has the CPU's bits, for every activation.
 
 use half::{bf16, f16};
+use lathe_conformance::values::wide;
 use lathe_conformance::{Operands, Rig, bytes};
 use lathe_device::{DevicePtr, Symbol, Symbols};
 use lathe_kernels::glu::{Glu, GluArgs, cuda};
 use lathe_kernels::{Dst, IsaPath, Kernel, Src};
-use lathe_numerics::{Activation, DType, philox};
-
-/// Values over the whole range that matters to an exponential, and its ends.
-fn values(seed: u64, n: usize) -> Vec<f32> {
-    let ends = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 88.5, -88.5, 87.0, -87.0, 1e-30];
-    let wide = (0..n).map(|i| {
-        let u = philox::uniform(seed, 0, i as u32) * 2.0 - 1.0;
-        u * [1.0, 10.0, 95.0][i % 3]
-    });
-    ends.into_iter().chain(wide).take(n).collect()
-}
+use lathe_numerics::{Activation, DType};
 
 /// The CPU's product of elements of type `T`.
 fn cpu<T, const ROWS: usize>(
@@ -57,8 +48,8 @@ fn products_have_the_bits_of_the_cpu() {
     for (dtype, act) in dtypes.into_iter().flat_map(|d| Activation::ALL.map(|a| (d, a))) {
         for (cols, stride) in [(1, 1), (31, 62), (611, 611), (640, 1280), (1100, 1102)] {
             let n = ROWS * stride;
-            let gate: Vec<f32> = values(1, n).into_iter().map(|v| dtype.round(v)).collect();
-            let up: Vec<f32> = values(2, n).into_iter().rev().map(|v| dtype.round(v)).collect();
+            let gate: Vec<f32> = wide(1, n, dtype);
+            let up: Vec<f32> = wide(2, n, dtype).into_iter().rev().collect();
             let want: Vec<f32> = match dtype {
                 DType::BF16 => {
                     let of = |v: &[f32]| v.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>();

@@ -1,5 +1,6 @@
 //! Device layer norms: the documented order by bits, the reference within tolerance.
 
+use lathe_conformance::norms::row_sum;
 use lathe_conformance::{Operands, Rig};
 use lathe_device::{Symbol, Symbols};
 use lathe_kernels::layer_norm::{cuda::launches, reference};
@@ -14,26 +15,11 @@ fn values(seed: u64, n: usize, dtype: DType, offset: f32) -> Vec<f32> {
     (0..n).map(|i| dtype.round(philox::uniform(seed, 0, i as u32) * 2.0 - 1.0 + offset)).collect()
 }
 
-/// The sum over a row in the order of `rms_norm/cuda`.
-fn sum(terms: &[f32]) -> f32 {
-    let threads = terms.len().div_ceil(8).next_multiple_of(32).min(512);
-    let mut sums = vec![0.0f32; threads];
-    terms.iter().enumerate().for_each(|(i, v)| sums[i / 8 % threads] += v);
-    let butterfly = |lanes: &[f32]| {
-        let mut lanes: Vec<f32> = (0..32).map(|i| lanes.get(i).copied().unwrap_or(0.0)).collect();
-        for distance in [16, 8, 4, 2, 1] {
-            lanes = (0..32).map(|i| lanes[i] + lanes[i ^ distance]).collect();
-        }
-        lanes[0]
-    };
-    butterfly(&sums.chunks(32).map(butterfly).collect::<Vec<_>>())
-}
-
 fn documented(x: &[f32], w: &[f32], bias: &[f32], dtype: DType) -> Vec<f32> {
     let n = x.len() as f32;
-    let mean = sum(x) / n;
-    let squares: Vec<f32> = x.iter().map(|v| (v - mean) * (v - mean)).collect();
-    let inv = 1.0 / (sum(&squares) / n + EPS).sqrt();
+    let mean = row_sum(x.iter().copied()) / n;
+    let squares = x.iter().map(|v| (v - mean) * (v - mean));
+    let inv = 1.0 / (row_sum(squares) / n + EPS).sqrt();
     let scaled = x.iter().zip(w).map(|(x, w)| ((x - mean) * inv) * w);
     match bias {
         [] => scaled.map(|y| dtype.round(y)).collect(),

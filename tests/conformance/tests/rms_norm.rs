@@ -1,5 +1,6 @@
 //! Device norms: the documented order by bits, the reference within tolerance, rows independent of company.
 
+use lathe_conformance::norms::rms_norm;
 use lathe_conformance::{Operands, Rig};
 use lathe_device::{Symbol, Symbols};
 use lathe_kernels::rms_norm::{cuda, reference};
@@ -22,25 +23,6 @@ fn step(rows: usize) -> Symbols {
     Symbols { tokens: rows as u32, sequences: 1, rows: 1, decode: false, sm_count: 4 }
 }
 
-/// One row in the order that the module documents.
-fn documented(x: &[f32], w: &[f32], dtype: DType) -> Vec<f32> {
-    let threads = x.len().div_ceil(8).next_multiple_of(32).min(512);
-    let mut sums = vec![0.0f32; threads];
-    for (i, v) in x.iter().enumerate() {
-        sums[i / 8 % threads] += v * v;
-    }
-    let butterfly = |lanes: &[f32]| {
-        let mut lanes: Vec<f32> = (0..32).map(|i| lanes.get(i).copied().unwrap_or(0.0)).collect();
-        for distance in [16, 8, 4, 2, 1] {
-            lanes = (0..32).map(|i| lanes[i] + lanes[i ^ distance]).collect();
-        }
-        lanes[0]
-    };
-    let warps: Vec<f32> = sums.chunks(32).map(butterfly).collect();
-    let inv = 1.0 / (butterfly(&warps) / x.len() as f32 + EPS).sqrt();
-    x.iter().zip(w).map(|(x, w)| dtype.round(x * inv * w)).collect()
-}
-
 #[test]
 fn norms_have_the_documented_bits() {
     let mut rig = Rig::chosen(true).unwrap();
@@ -58,7 +40,7 @@ fn norms_have_the_documented_bits() {
             let mut want = Vec::new();
             for r in 0..rows {
                 let row = &x[r * h..][..h];
-                assert_eq!(got[r * h..][..h], documented(row, &w, dtype), "{dtype} h {h} row {r}");
+                assert_eq!(got[r * h..][..h], rms_norm(row, &w, EPS, dtype), "{dtype} h {h} row {r}");
                 want.extend(reference::rms_norm(row, &w, EPS));
             }
             tolerance::check(dtype, &want, &got).unwrap();
@@ -92,7 +74,7 @@ fn groups_are_rows_of_their_own_and_weights_may_be_f32() {
             let want: Vec<f32> = x
                 .chunks(n)
                 .enumerate()
-                .flat_map(|(i, x)| documented(x, &w[i % weight_rows * n..][..n], dtype))
+                .flat_map(|(i, x)| rms_norm(x, &w[i % weight_rows * n..][..n], EPS, dtype))
                 .collect();
             assert_eq!(rig.read_floats(out, dtype, rows * h).unwrap(), want, "{problem:?}");
         }
@@ -121,7 +103,7 @@ fn the_sum_is_rounded_first_and_may_replace_the_residual() {
             ];
             let (sum, out) = (rig.empty("sum", bytes).unwrap(), rig.empty("out", bytes).unwrap());
             let sums: Vec<f32> = residual.iter().zip(&delta).map(|(r, d)| dtype.round(r + d)).collect();
-            let want: Vec<f32> = sums.chunks(h).flat_map(|row| documented(row, &w, dtype)).collect();
+            let want: Vec<f32> = sums.chunks(h).flat_map(|row| rms_norm(row, &w, EPS, dtype)).collect();
             for sum in [sum, inputs[1]] {
                 let operands = Operands { inputs: inputs.clone(), outputs: vec![sum, out], tables: vec![] };
                 rig.run(&launches, step(rows), &operands).unwrap();

@@ -1,7 +1,8 @@
 //! Device `rope_append`: the bits of the CPU's kernel, the slots of the device's cache, and nothing else written.
 
 use anyhow::{Result, ensure};
-use lathe_conformance::{Operands, Rig, bytes};
+use lathe_conformance::values::uniform;
+use lathe_conformance::{Operands, Rig, bytes, norms};
 use lathe_device::{Sequence, StepTable, Symbols};
 use lathe_kernels::paged::{Batch, KvCache, KvLayout, Sequence as CpuSequence};
 use lathe_kernels::rope_append::cuda::{
@@ -10,18 +11,9 @@ use lathe_kernels::rope_append::cuda::{
 use lathe_kernels::rope_append::{NormOver, RopeAppend, RopeAppendArgs, reference};
 use lathe_kernels::{Dst, Isa, IsaPath, Kernel, tolerance};
 use lathe_numerics::DType;
-use lathe_numerics::philox::philox4x32;
 
 const BLOCKS: usize = 7;
 const MAX_POS: usize = 64;
-
-fn values(seed: u32, n: usize) -> Vec<f32> {
-    (0..n.div_ceil(4))
-        .flat_map(|i| philox4x32([i as u32, 0, 0, 0], [seed, 7]))
-        .map(|w| (w >> 8) as f32 / 8_388_608.0 - 1.0)
-        .take(n)
-        .collect()
-}
 
 fn table(rotary: usize) -> Vec<f32> {
     let angle = |p: usize, i: usize| p as f64 * 100f64.powf(-2.0 * i as f64 / rotary.max(1) as f64);
@@ -106,17 +98,7 @@ fn cpu(p: &Problem, step: &Step, qkv: &[f32], table: &[f32]) -> Result<(Vec<u8>,
 
 /// `x` after the norm in the order that the module documents, for teams of `threads`.
 fn normed(x: &[f32], w: &[f32], eps: f32, threads: usize, vec: usize) -> Vec<f32> {
-    let mut sums = vec![0.0f32; threads];
-    x.iter().enumerate().for_each(|(i, v)| sums[i / vec % threads] += v * v);
-    let butterfly = |lanes: &[f32]| {
-        let mut lanes: Vec<f32> = (0..32).map(|i| lanes.get(i).copied().unwrap_or(0.0)).collect();
-        for distance in [16, 8, 4, 2, 1] {
-            lanes = (0..32).map(|i| lanes[i] + lanes[i ^ distance]).collect();
-        }
-        lanes[0]
-    };
-    let warps: Vec<f32> = sums.chunks(32).map(butterfly).collect();
-    let sum = if threads > 32 { butterfly(&warps) } else { warps[0] };
+    let sum = norms::sum(x.iter().map(|v| v * v), threads, vec);
     let inv = 1.0 / (sum / x.len() as f32 + eps).sqrt();
     x.iter().zip(w).map(|(x, w)| (x * inv) * w).collect()
 }
@@ -130,7 +112,7 @@ fn after_norms(p: &Problem, qkv: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>) {
         NormOver::Head => ([p.head_dim; 2], 32),
         NormOver::Row => ([q, kv], 256),
     };
-    let weights = vec![values(11, lens[0]), values(12, lens[1])];
+    let weights = vec![uniform(11, lens[0], DType::F32), uniform(12, lens[1], DType::F32)];
     let mut out = Vec::new();
     for row in qkv.chunks(q + 2 * kv) {
         for (part, w) in [&row[..q], &row[q..q + kv]].into_iter().zip(&weights) {
@@ -144,7 +126,7 @@ fn after_norms(p: &Problem, qkv: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>) {
 fn check(rig: &mut Rig, p: &Problem, layer: u64, parts: bool) -> Result<()> {
     let step = step();
     let cols = (p.heads + 2 * p.kv_heads) * p.head_dim;
-    let (given, table) = (values(4, step.positions.len() * cols), table(p.rotary_dim));
+    let (given, table) = (uniform(4, step.positions.len() * cols, DType::F32), table(p.rotary_dim));
     let (qkv, norms) = after_norms(p, &given);
     let (want_q, layout, want_cache) = cpu(&Problem { norm: None, ..*p }, &step, &qkv, &table)?;
 

@@ -4,14 +4,15 @@
 //! The CPU adds f64 instead, so it may differ where its decision lies within `TOLERANCE` of a border; that such draws
 //! are at a border is asserted, and that they are rare.
 
+use lathe_conformance::draws::{self, GREEDY};
 use lathe_conformance::{Operands, Rig, bytes};
 use lathe_device::{
     Answer, Arch, DevicePtr, DrawParams, MAX_LOGIT_BIAS, MAX_STOP_IDS, StepTable, Symbols, WANT_LOGITS,
-    WANT_SAMPLE, WANT_SCORE,
+    WANT_SCORE,
 };
 use lathe_emulator::CheckOptions;
 use lathe_kernels::IsaPath;
-use lathe_kernels::sampling::{Context, Params, Scratch, TopLogprob, cuda, draw, logprobs};
+use lathe_kernels::sampling::{Context, Scratch, TopLogprob, cuda, draw, logprobs};
 use lathe_numerics::{exp, philox};
 
 /// Share of all weight that the two ways to add may differ by: 2^18 weights, each rounded to 2^-45.
@@ -31,25 +32,7 @@ struct Row {
 
 impl Row {
     fn new(logits: Vec<f32>) -> Self {
-        let params = DrawParams {
-            slot: 0,
-            position: 0,
-            want: WANT_SAMPLE,
-            score_id: -1,
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            n_bias: 0,
-            n_stops: 0,
-            n_top: -1,
-            masked: 0,
-            choice: 0,
-            seed: 0,
-        };
+        let params = DrawParams { position: 0, seed: 0, ..GREEDY };
         let (prompt, output, bias, stops) = (vec![], vec![], vec![], vec![]);
         Row { logits, params, prompt, output, bias, stops, mask: None }
     }
@@ -58,21 +41,6 @@ impl Row {
         let mut row = Row::new(logits.to_vec());
         change(&mut row.params);
         row
-    }
-
-    fn cpu_params(&self) -> Params {
-        let p = &self.params;
-        Params {
-            temperature: p.temperature,
-            top_k: p.top_k,
-            top_p: p.top_p,
-            min_p: p.min_p,
-            repetition_penalty: p.repetition_penalty,
-            presence_penalty: p.presence_penalty,
-            frequency_penalty: p.frequency_penalty,
-            seed: p.seed,
-            choice: p.choice,
-        }
     }
 
     /// The CPU's draw.
@@ -86,7 +54,7 @@ impl Row {
             allowed: self.mask.as_deref(),
         };
         let mut scratch = Scratch::new(self.logits.len());
-        draw(IsaPath::detect(), &self.logits, &self.cpu_params(), &cx, &mut scratch)
+        draw(IsaPath::detect(), &self.logits, &draws::cpu(&self.params), &cx, &mut scratch)
             .map_or(-1, |id| id as i32)
     }
 

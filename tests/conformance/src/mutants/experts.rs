@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use lathe_device::{Arg, Extent, StepTable, Symbol};
-use lathe_kernels::cuda::mma16;
 use lathe_kernels::gemm::{Epilogue, reference};
 use lathe_kernels::top_k::Over;
 use lathe_kernels::{combine, expert_gemm, top_k};
@@ -10,7 +9,8 @@ use lathe_numerics::DType;
 use lathe_numerics::exp::{exp, sigmoid};
 
 use super::list::{host, text};
-use super::{Case, Class, Edit, Mutant, bits, feed, near, same, step, values};
+use super::{Case, Class, Edit, Mutant, bits, feed, near, same, step};
+use crate::values::uniform;
 use crate::{Operands, Rig, bytes};
 
 /// Six rows, one of them padding; logits with ties; weights normalised over all.
@@ -25,7 +25,7 @@ pub const COMBINE: Case = Case { name: "combine", run: sum };
 fn route(rig: &mut Rig, edit: &Edit) -> Result<()> {
     const N: usize = 40;
     const K: usize = 3;
-    let logits: Vec<f32> = values(3, 6 * N, DType::F32).iter().map(|v| (v * 12.0).round()).collect();
+    let logits: Vec<f32> = uniform(3, 6 * N, DType::F32).iter().map(|v| (v * 12.0).round()).collect();
     let sequence = [0, 0, 1, -1, 1, 1];
     let mut launches = edit.apply(top_k::cuda::launches(&top_k::cuda::Problem {
         m: Symbol::Tokens,
@@ -87,22 +87,9 @@ fn experts(rig: &mut Rig, edit: &Edit, dtype: DType) -> Result<()> {
     let starts: Vec<i32> = (0..=count).map(|e| ids.iter().filter(|id| **id < e).count() as i32).collect();
     order.resize(TOKENS * CHOICES, i32::MAX);
 
-    let (x, w) = (values(1, TOKENS * k, dtype), values(2, count * n * k, dtype));
-    let bias = values(3, count * n, DType::F32);
-    let stored = match dtype {
-        DType::F32 => bytes::of_f32(&w),
-        _ => {
-            let rows: Vec<Vec<u8>> = w.chunks(k).map(|row| bytes::of(dtype, row)).collect();
-            let mut all = Vec::new();
-            for tile in rows.chunks(mma16::TILE) {
-                let rows: Vec<&[u8]> = tile.iter().map(|row| &row[..]).collect();
-                let mut out = vec![0; mma16::tile_row_bytes(k)];
-                mma16::pack_tile_row(&rows, k, &mut out)?;
-                all.extend(out);
-            }
-            all
-        }
-    };
+    let (x, w) = (uniform(1, TOKENS * k, dtype), uniform(2, count * n * k, dtype));
+    let bias = uniform(3, count * n, DType::F32);
+    let stored = bytes::of_weight(dtype, &w, k)?;
     let problem = expert_gemm::cuda::Problem {
         m: Symbol::Tokens,
         max_m: 16,
@@ -147,9 +134,9 @@ fn sum(rig: &mut Rig, edit: &Edit) -> Result<()> {
     const ROWS: usize = 2;
     let (cols, choices, dtype) = (520, 3, DType::BF16);
     let n = ROWS * cols;
-    let (y, w) = (values(1, n * choices, dtype), values(2, ROWS * choices, DType::F32));
-    let (shared, gate) = (values(3, n, DType::F32), values(4, ROWS, DType::F32));
-    let residual = values(5, n, dtype);
+    let (y, w) = (uniform(1, n * choices, dtype), uniform(2, ROWS * choices, DType::F32));
+    let (shared, gate) = (uniform(3, n, DType::F32), uniform(4, ROWS, DType::F32));
+    let residual = uniform(5, n, dtype);
     let mut launches = edit.apply(combine::cuda::launches(&combine::cuda::Problem {
         m: Symbol::Tokens,
         cols,

@@ -9,11 +9,12 @@ use lathe_kernels::gemm::{Epilogue, reference, stored_rows};
 use lathe_kernels::glu;
 use lathe_numerics::{Activation, DType};
 
-use super::gemm::packed;
 use super::list::{define, host, text};
-use super::rms_norm::{EPS, documented};
+use super::rms_norm::EPS;
 use super::rows::PROJECTED;
-use super::{Case, Class, Edit, Mutant, bits, feed, near, same, step, values};
+use super::{Case, Class, Edit, Mutant, bits, feed, near, same, step};
+use crate::norms::rms_norm;
+use crate::values::uniform;
 use crate::{Operands, Rig, bytes};
 
 /// `gelu(gate) * up` behind a projection with a bias; columns that end within a tile.
@@ -66,8 +67,8 @@ struct Sums {
 
 fn project(rig: &mut Rig, edit: &Edit, p: &Problem, m: usize, launches: Launches) -> Result<Sums> {
     let stored = stored_rows(p.n, p.epilogue);
-    let (x, w) = (values(1, m * p.k, p.dtype), values(2, stored * p.k, p.dtype));
-    let (bias, norm) = (values(3, stored, DType::F32), values(4, p.k, p.dtype));
+    let (x, w) = (uniform(1, m * p.k, p.dtype), uniform(2, stored * p.k, p.dtype));
+    let (bias, norm) = (uniform(3, stored, DType::F32), uniform(4, p.k, p.dtype));
     let normed = launches.stages.iter().any(|s| s.args.contains(&Arg::F32(EPS)));
     let mut launches = edit.apply(launches)?;
     let len = m * p.epilogue.columns(p.n);
@@ -76,13 +77,13 @@ fn project(rig: &mut Rig, edit: &Edit, p: &Problem, m: usize, launches: Launches
     if normed {
         inputs.push(rig.floats("norm", p.dtype, &norm)?);
     }
-    inputs.push(rig.buffer("weight", &packed(p, &w)?)?);
+    inputs.push(rig.buffer("weight", &bytes::of_weight(p.dtype, &w, p.k)?)?);
     inputs.push(rig.f32s("bias", &bias)?);
     let mut operands = Operands { inputs, outputs: vec![y], tables: vec![] };
     feed(rig, &mut launches, &mut operands, Arg::Input(0), &bytes::of(p.dtype, &x))?;
     rig.run(&launches, step(m, 1, 1), &operands)?;
     let rows = match normed {
-        true => x.chunks(p.k).flat_map(|row| documented(row, &norm, p.dtype)).collect(),
+        true => x.chunks(p.k).flat_map(|row| rms_norm(row, &norm, EPS, p.dtype)).collect(),
         false => x,
     };
     let want = reference::gemm(&rows, &w, Some(&bias), m, stored, p.k);
@@ -91,7 +92,7 @@ fn project(rig: &mut Rig, edit: &Edit, p: &Problem, m: usize, launches: Launches
 
 fn product(rig: &mut Rig, edit: &Edit) -> Result<()> {
     let (rows, cols, act) = (3, 530, Activation::Gelu);
-    let wide = |seed| values(seed, rows * cols, DType::F32).into_iter().map(|v| 6.0 * v).collect::<Vec<_>>();
+    let wide = |seed| uniform(seed, rows * cols, DType::F32).into_iter().map(|v| 6.0 * v).collect::<Vec<_>>();
     let (gate, up) = (wide(1), wide(2));
     let (dtype, m) = (DType::F32, Symbol::Tokens);
     let problem = glu::cuda::Problem { act, m, cols, stride: cols, dtype, out: dtype };

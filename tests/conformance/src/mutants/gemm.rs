@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use lathe_device::{Arg, Symbol};
-use lathe_kernels::cuda::mma16;
 use lathe_kernels::gemm::cuda::{Body, Config, Problem, Tile, add_launches, launches, launches_of};
 use lathe_kernels::gemm::{Epilogue, reference};
 use lathe_numerics::DType;
 
-use super::{Case, Edit, bits, feed, near, same, step, values};
+use super::{Case, Edit, bits, feed, near, same, step};
+use crate::values::uniform;
 use crate::{Operands, Rig, bytes};
 
 /// A ring of three stages, four warps; features, tokens and K end within a tile.
@@ -59,12 +59,13 @@ fn shallow(rig: &mut Rig, edit: &Edit) -> Result<()> {
 
 fn residual(rig: &mut Rig, edit: &Edit) -> Result<()> {
     let (m, p) = (5, Problem { out: DType::BF16, ..problem(32, 40, DType::BF16) });
-    let (x, w) = (values(1, m * p.k, p.dtype), values(2, p.n * p.k, p.dtype));
-    let residual = values(4, m * p.n, p.out);
+    let (x, w) = (uniform(1, m * p.k, p.dtype), uniform(2, p.n * p.k, p.dtype));
+    let residual = uniform(4, m * p.n, p.out);
     let mut launches = edit.apply(add_launches(&p)?)?;
     // In place, as the residual stream is.
     let y = rig.floats("y", p.out, &residual)?;
-    let inputs = vec![rig.empty("x", x.len() * 2)?, rig.buffer("weight", &packed(&p, &w)?)?, y];
+    let inputs =
+        vec![rig.empty("x", x.len() * 2)?, rig.buffer("weight", &bytes::of_weight(p.dtype, &w, p.k)?)?, y];
     let mut operands = Operands { inputs, outputs: vec![y], tables: vec![] };
     feed(rig, &mut launches, &mut operands, Arg::Input(0), &bytes::of(p.dtype, &x))?;
     rig.run(&launches, step(m, 1, 1), &operands)?;
@@ -87,22 +88,6 @@ fn f32(rig: &mut Rig, edit: &Edit) -> Result<()> {
     check(rig, edit, &Problem { bias: true, ..problem(41, 70, DType::F32) }, None, 7, (2, 3))
 }
 
-/// Row-major `[n, k]` as a plan stores it.
-pub(super) fn packed(p: &Problem, w: &[f32]) -> Result<Vec<u8>> {
-    let rows: Vec<Vec<u8>> = w.chunks(p.k).map(|row| bytes::of(p.dtype, row)).collect();
-    if p.dtype == DType::F32 {
-        return Ok(rows.concat());
-    }
-    let mut all = Vec::new();
-    for tile in rows.chunks(mma16::TILE) {
-        let rows: Vec<&[u8]> = tile.iter().map(|row| &row[..]).collect();
-        let mut out = vec![0; mma16::tile_row_bytes(p.k)];
-        mma16::pack_tile_row(&rows, p.k, &mut out)?;
-        all.extend(out);
-    }
-    Ok(all)
-}
-
 /// `m` rows against the reference, and some of them on their own against those.
 fn check(
     rig: &mut Rig,
@@ -113,8 +98,8 @@ fn check(
     (first, n): (usize, usize),
 ) -> Result<()> {
     let (x, w, bias) =
-        (values(1, m * p.k, p.dtype), values(2, p.n * p.k, p.dtype), values(3, p.n, DType::F32));
-    let weight = rig.buffer("weight", &packed(p, &w)?)?;
+        (uniform(1, m * p.k, p.dtype), uniform(2, p.n * p.k, p.dtype), uniform(3, p.n, DType::F32));
+    let weight = rig.buffer("weight", &bytes::of_weight(p.dtype, &w, p.k)?)?;
     let bias_at = rig.f32s("bias", &bias)?;
     let mut run = |x: &[f32]| {
         let m = x.len() / p.k;

@@ -13,7 +13,6 @@ use lathe_kernels::cuda::{HEADERS, Launches, Source};
 use lathe_kernels::gather_rows;
 use lathe_kernels::tolerance;
 use lathe_numerics::DType;
-use lathe_numerics::philox::philox4x32;
 
 use crate::{Operands, Rig};
 
@@ -259,15 +258,6 @@ pub fn run(case: &Case, change: Option<&Change>, check: bool, seed: Option<u64>)
         Some(DriverError::Fault { report, .. }) => Ok(Verdict::Faults(report.clone())),
         _ => Err(error),
     }
-}
-
-/// Uniform in (-1, 1), rounded to a dtype.
-fn values(seed: u32, n: usize, dtype: DType) -> Vec<f32> {
-    (0..n.div_ceil(4))
-        .flat_map(|i| philox4x32([i as u32, 0, 0, 0], [seed, 7]))
-        .map(|w| dtype.round((w >> 8) as f32 / 8_388_608.0 - 1.0))
-        .take(n)
-        .collect()
 }
 
 fn near(what: &str, dtype: DType, want: &[f32], got: &[f32]) -> Result<()> {

@@ -10,7 +10,8 @@ use lathe_kernels::rms_norm::reference::rms_norm;
 use lathe_kernels::rope_append::{self, NormOver};
 use lathe_numerics::DType;
 
-use super::{Case, Edit, Wrong, feed, near, same, step, values};
+use super::{Case, Edit, Wrong, feed, near, same, step};
+use crate::values::uniform;
 use crate::{Operands, Rig, bytes};
 
 /// Two groups of three warps each, the last of which has no elements for all of its lanes, with weights and biases each.
@@ -28,8 +29,8 @@ fn layer(rig: &mut Rig, edit: &Edit) -> Result<()> {
     const N: usize = 612;
     const ROWS: usize = 3;
     let dtype = DType::F32;
-    let x: Vec<f32> = values(1, ROWS * 2 * N, dtype).iter().map(|v| v + 2.0).collect();
-    let (w, b) = (values(2, 2 * N, dtype), values(3, 2 * N, dtype));
+    let x: Vec<f32> = uniform(1, ROWS * 2 * N, dtype).iter().map(|v| v + 2.0).collect();
+    let (w, b) = (uniform(2, 2 * N, dtype), uniform(3, 2 * N, dtype));
     let problem = NormProblem { groups: 2, ..NormProblem::rows(Symbol::Tokens, 2 * N, dtype, EPS) };
     let mut launches = edit.apply(layer_norm::cuda::launches(&problem, true)?)?;
     let out = rig.empty("out", x.len() * 4)?;
@@ -77,13 +78,13 @@ fn qk_norm(rig: &mut Rig, edit: &Edit, over: NormOver) -> Result<()> {
     let sequences = [Sequence { q_start: 0, q_len: 3, kv_len: 8, blocks_start: 0 }];
     let (row_sequence, positions) = ([0, 0, 0, -1], [5, 6, 7, 0]);
     let cols = (heads + 2 * kv_heads) * head_dim;
-    let qkv = values(4, ROWS * cols, dtype);
-    let table = values(6, 8 * rotary, dtype);
+    let qkv = uniform(4, ROWS * cols, dtype);
+    let table = uniform(6, 8 * rotary, dtype);
     let (q_len, k_len) = match over {
         NormOver::Head => (head_dim, head_dim),
         NormOver::Row => (heads * head_dim, kv_heads * head_dim),
     };
-    let (q_norm, k_norm) = (values(7, q_len, dtype), values(8, k_len, dtype));
+    let (q_norm, k_norm) = (uniform(7, q_len, dtype), uniform(8, k_len, dtype));
 
     let mut launches = edit.apply(rope_append::cuda::launches(&p)?)?;
     let image = vec![0xff; 2 * p.block_bytes as usize];
@@ -136,7 +137,7 @@ fn columns(rig: &mut Rig, edit: &Edit) -> Result<()> {
     const ROWS: usize = 3;
     let (cols, stride, start) = (40, 100, 20);
     let (dtype, out_dtype) = (DType::F32, DType::BF16);
-    let x = values(1, ROWS * stride, dtype);
+    let x = uniform(1, ROWS * stride, dtype);
     let problem = UnaryProblem {
         function: Unary::Scale(1.5),
         m: Symbol::Tokens,

@@ -2,15 +2,14 @@
 
 use anyhow::Result;
 use lathe_device::{Arg, Sequence, StepTable, Symbol};
-use lathe_kernels::cuda::mma16;
 use lathe_kernels::gemm::Epilogue;
 use lathe_kernels::gemm::cuda::{Fused, Problem, Tail, fused_launches};
 use lathe_kernels::rope_append::reference;
 use lathe_kernels::{embedding, gather_rows, gemm, rope_append};
 use lathe_numerics::DType;
 
-use super::gemm::packed;
-use super::{Case, Edit, Wrong, feed, near, same, step, values};
+use super::{Case, Edit, Wrong, feed, near, same, step};
+use crate::values::uniform;
 use crate::{Operands, Rig, bytes};
 
 /// A table in fragment order whose rows end within a tile; ids that the step before drew.
@@ -26,14 +25,9 @@ fn look_up(rig: &mut Rig, edit: &Edit) -> Result<()> {
     const VOCAB: usize = 37;
     const H: usize = 72;
     let dtype = DType::BF16;
-    let table = bytes::of(dtype, &values(5, VOCAB * H, dtype));
+    let table = bytes::of(dtype, &uniform(5, VOCAB * H, dtype));
     let rows: Vec<&[u8]> = table.chunks(2 * H).collect();
-    let mut stored = Vec::new();
-    for tile in rows.chunks(mma16::TILE) {
-        let mut out = vec![0; mma16::tile_row_bytes(H)];
-        mma16::pack_tile_row(tile, H, &mut out)?;
-        stored.extend(out);
-    }
+    let stored = bytes::in_fragments(&rows, H)?;
     // -1 is row 0 of the step before, -3 row 2; row 1 drew nothing.
     let (tokens, drawn, ids) = ([0, 36, -1, -3, -2, 17], [31, -1, 5], [0, 36, 31, 5, 0, 17]);
     let problem =
@@ -54,7 +48,7 @@ fn look_up(rig: &mut Rig, edit: &Edit) -> Result<()> {
 fn gather(rig: &mut Rig, edit: &Edit) -> Result<()> {
     const COLS: usize = 131;
     let picked = [4, 0, 2, 2];
-    let x = values(1, 5 * COLS, DType::F32);
+    let x = uniform(1, 5 * COLS, DType::F32);
     let problem = gather_rows::cuda::Problem { cols: COLS, dtype: DType::F32 };
     let mut launches = edit.apply(gather_rows::cuda::launches(&problem)?)?;
     let out = rig.empty("out", picked.len() * COLS * 4)?;
@@ -109,11 +103,11 @@ fn rotate(
     let n_rows = 8;
     let cols = (heads + 2 * kv_heads) * head_dim;
     // Any table will do: cosines, then sines.
-    let table = values(6, 40 * rotary, DType::F32);
+    let table = uniform(6, 40 * rotary, DType::F32);
 
     let (x, w, qkv, launches) = match depth {
         None => {
-            let qkv = values(4, positions.len() * cols, DType::F32);
+            let qkv = uniform(4, positions.len() * cols, DType::F32);
             (bytes::of_f32(&qkv), None, qkv, rope_append::cuda::launches(&p)?)
         }
         Some(k) => {
@@ -127,10 +121,10 @@ fn rotate(
                 epilogue: Epilogue::Store,
                 bias: false,
             };
-            let (x, w) = (values(4, positions.len() * k, dtype), values(7, cols * k, dtype));
+            let (x, w) = (uniform(4, positions.len() * k, dtype), uniform(7, cols * k, dtype));
             let qkv = gemm::reference::gemm(&x, &w, None, positions.len(), cols, k);
             let fused = Fused { norm: None, tail: Tail::RopeAppend(p) };
-            (bytes::of(dtype, &x), Some(packed(&gemm, &w)?), qkv, fused_launches(&gemm, &fused)?)
+            (bytes::of(dtype, &x), Some(bytes::of_weight(dtype, &w, k)?), qkv, fused_launches(&gemm, &fused)?)
         }
     };
     let mut launches = edit.apply(launches)?;

@@ -1,13 +1,13 @@
 //! Cases of sampling: a cut draw, two greedy rows of one slot, a score, alternatives.
 
 use anyhow::{Result, bail};
-use lathe_device::{
-    Answer, Arg, DrawParams, MAX_LOGIT_BIAS, MAX_STOP_IDS, StepTable, WANT_SAMPLE, WANT_SCORE,
-};
+use lathe_device::{Answer, Arg, DrawParams, MAX_LOGIT_BIAS, MAX_STOP_IDS, StepTable, WANT_SCORE};
 use lathe_kernels::IsaPath;
-use lathe_kernels::sampling::{Context, Params, Scratch, TopLogprob, cuda, draw, logprobs};
+use lathe_kernels::sampling::{Context, Scratch, TopLogprob, cuda, draw, logprobs};
 
-use super::{Case, Edit, Wrong, feed, same, step, values};
+use super::{Case, Edit, Wrong, feed, same, step};
+use crate::draws::{GREEDY, cpu};
+use crate::values::uniform;
 use crate::{Operands, Rig, bytes};
 
 /// A row in every way, over a vocabulary that takes two rounds.
@@ -15,26 +15,6 @@ pub const SAMPLE: Case = Case { name: "sampling", run: sample };
 
 const VOCAB: usize = 4300;
 const SLOTS: usize = 3;
-
-const GREEDY: DrawParams = DrawParams {
-    slot: 0,
-    position: 5,
-    want: WANT_SAMPLE,
-    score_id: -1,
-    temperature: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    n_bias: 0,
-    n_stops: 0,
-    n_top: -1,
-    masked: 0,
-    choice: 0,
-    seed: 11,
-};
 
 fn sample(rig: &mut Rig, edit: &Edit) -> Result<()> {
     let bias = [(7, 1.5), (4299, -0.5)];
@@ -47,7 +27,7 @@ fn sample(rig: &mut Rig, edit: &Edit) -> Result<()> {
     let n = params.len();
     // Three random rows; the two of one slot are equal.
     let rows: Vec<Vec<f32>> = [1, 2, 2, 3]
-        .map(|seed| values(seed, VOCAB, lathe_numerics::DType::F32).iter().map(|x| x * 3.0).collect())
+        .map(|seed| uniform(seed, VOCAB, lathe_numerics::DType::F32).iter().map(|x| x * 3.0).collect())
         .into();
     let logits = bytes::of_f32(&rows.concat());
     let mut biases = vec![0u32; SLOTS * MAX_LOGIT_BIAS * 2];
@@ -84,14 +64,6 @@ fn sample(rig: &mut Rig, edit: &Edit) -> Result<()> {
             want_drawn.push(-1);
             continue;
         }
-        let cpu = Params {
-            temperature: p.temperature,
-            top_k: p.top_k,
-            top_p: p.top_p,
-            seed: p.seed,
-            choice: p.choice,
-            ..Params::default()
-        };
         let cx = Context {
             position: p.position,
             bias: &bias[..p.n_bias as usize],
@@ -100,7 +72,7 @@ fn sample(rig: &mut Rig, edit: &Edit) -> Result<()> {
             output: &[],
             allowed: None,
         };
-        let Some(id) = draw(path, row, &cpu, &cx, &mut Scratch::new(VOCAB)) else { bail!("no draw") };
+        let Some(id) = draw(path, row, &cpu(p), &cx, &mut Scratch::new(VOCAB)) else { bail!("no draw") };
         want_counts[p.slot as usize * VOCAB + id as usize] += 1;
         ids.push(id as i32);
         want_drawn.push(id as i32);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use lathe_conformance::draws::GREEDY;
 use lathe_conformance::{bytes, code};
 use lathe_device::{Answer, DrawParams, MAX_LOGIT_BIAS, MAX_STOP_IDS, Sequence, StepTable, Symbol, Symbols};
 use lathe_kernels::cuda::{Source, mma16};
@@ -267,21 +268,11 @@ impl Shape {
         let params = |row: usize| DrawParams {
             slot: row as i32,
             position: 7,
-            want: 0,
-            score_id: -1,
             temperature: [0.0, 0.8][row % 2],
             top_k: 40,
             top_p: 0.9,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            n_bias: 0,
-            n_stops: 0,
-            n_top: -1,
-            masked: 0,
-            choice: 0,
             seed: row as u64,
+            ..GREEDY
         };
         let params: Vec<DrawParams> = (0..rows).map(params).collect();
         let inputs = vec![Buffer::noise(DType::F32, rows * vocab)];
