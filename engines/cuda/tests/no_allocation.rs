@@ -13,10 +13,7 @@ use lathe_api::{
     Engine, SampleRow, SamplingParams, SeqStep, Slot, SlotState, StepOutput, StepPlan, TokenSource, Wanted,
 };
 use lathe_cuda::{CudaEngine, CudaOptions};
-use lathe_device::{
-    Arch, DeviceInfo, DevicePtr, Driver, DriverError, Event, Function, FunctionInfo, Graph, HostBuffer,
-    Image, LaunchConfig, Module,
-};
+use lathe_device::{Arch, Delegate, Driver};
 use lathe_emulator::{DeviceModel, Emulator, EmulatorOptions};
 use lathe_plan::Plan;
 
@@ -60,87 +57,23 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-/// The emulator, whose own allocations do not count.
+/// The emulator, whose own allocations do not count; a step that has it take memory does.
 struct Uncounted(Emulator);
 
-impl Uncounted {
-    fn within<T>(&mut self, call: impl FnOnce(&mut Emulator) -> T) -> T {
+impl Delegate for Uncounted {
+    fn driver(&self) -> &dyn Driver {
+        &self.0
+    }
+
+    fn driver_mut(&mut self) -> &mut dyn Driver {
+        &mut self.0
+    }
+
+    fn step<T>(&mut self, call: impl FnOnce(&mut dyn Driver) -> T) -> T {
         let before = COUNTS.replace(false);
         let result = call(&mut self.0);
         COUNTS.set(before);
         result
-    }
-}
-
-impl Driver for Uncounted {
-    fn info(&self) -> &DeviceInfo {
-        self.0.info()
-    }
-    fn free_bytes(&self) -> Result<u64, DriverError> {
-        self.0.free_bytes()
-    }
-    fn allocate(&mut self, name: &str, bytes: u64) -> Result<DevicePtr, DriverError> {
-        self.0.allocate(name, bytes)
-    }
-    fn free(&mut self, at: DevicePtr) -> Result<(), DriverError> {
-        self.0.free(at)
-    }
-    fn host_buffer(&mut self, bytes: usize) -> Result<Box<dyn HostBuffer>, DriverError> {
-        self.0.host_buffer(bytes)
-    }
-    unsafe fn copy_to_device(
-        &mut self,
-        to: DevicePtr,
-        host: &dyn HostBuffer,
-        from: usize,
-        len: usize,
-    ) -> Result<(), DriverError> {
-        // SAFETY: the caller's promises are passed on.
-        self.within(|emulator| unsafe { emulator.copy_to_device(to, host, from, len) })
-    }
-    unsafe fn copy_to_host(
-        &mut self,
-        host: &mut dyn HostBuffer,
-        to: usize,
-        from: DevicePtr,
-        len: usize,
-    ) -> Result<(), DriverError> {
-        // SAFETY: the caller's promises are passed on.
-        self.within(|emulator| unsafe { emulator.copy_to_host(host, to, from, len) })
-    }
-    fn fill(&mut self, at: DevicePtr, byte: u8, len: u64) -> Result<(), DriverError> {
-        self.within(|emulator| emulator.fill(at, byte, len))
-    }
-    fn load_module(&mut self, name: &str, image: Image<'_>) -> Result<Module, DriverError> {
-        self.0.load_module(name, image)
-    }
-    fn function(
-        &mut self,
-        module: Module,
-        entry: &str,
-        shared_bytes: u32,
-    ) -> Result<(Function, FunctionInfo), DriverError> {
-        self.0.function(module, entry, shared_bytes)
-    }
-    unsafe fn launch(&mut self, config: &LaunchConfig<'_>) -> Result<(), DriverError> {
-        // SAFETY: the caller's promises are passed on.
-        self.within(|emulator| unsafe { emulator.launch(config) })
-    }
-    fn begin_capture(&mut self) -> Result<(), DriverError> {
-        self.within(|emulator| emulator.begin_capture())
-    }
-    fn end_capture(&mut self) -> Result<Graph, DriverError> {
-        self.within(|emulator| emulator.end_capture())
-    }
-    unsafe fn launch_graph(&mut self, graph: Graph) -> Result<(), DriverError> {
-        // SAFETY: the caller's promises are passed on.
-        self.within(|emulator| unsafe { emulator.launch_graph(graph) })
-    }
-    fn record(&mut self) -> Result<Event, DriverError> {
-        self.within(|emulator| emulator.record())
-    }
-    fn wait(&mut self, event: Event) -> Result<(), DriverError> {
-        self.within(|emulator| emulator.wait(event))
     }
 }
 

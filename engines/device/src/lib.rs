@@ -2,10 +2,12 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
+mod delegate;
 mod driver;
 mod launch;
 mod tables;
 
+pub use delegate::Delegate;
 pub use driver::{
     Arch, ArgValue, DeviceInfo, DevicePtr, Driver, DriverError, Event, Function, FunctionInfo, Graph,
     HostBuffer, Image, LaunchConfig, Module,

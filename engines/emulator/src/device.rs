@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use lathe_device::{
-    Arch, ArgValue, DeviceInfo, DevicePtr, DriverError, Event, Function, FunctionInfo, Graph, HostBuffer,
-    Image, LaunchConfig, Module,
+    Arch, ArgValue, DeviceInfo, DevicePtr, Driver, DriverError, Event, Function, FunctionInfo, Graph,
+    HostBuffer, Image, LaunchConfig, Module,
 };
 
 use crate::decode::op::Op;
@@ -130,29 +130,8 @@ impl<M: Monitor> Device<M> {
         self.isa = isa;
     }
 
-    pub(crate) fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-
-    pub(crate) fn free_bytes(&self) -> u64 {
-        self.memory.free_bytes()
-    }
-
     fn usable(&self) -> Result<(), DriverError> {
         self.failed.clone().map_or(Ok(()), Err)
-    }
-
-    pub(crate) fn allocate(&mut self, name: &str, bytes: u64) -> Result<DevicePtr, DriverError> {
-        self.usable()?;
-        let at = self.memory.allocate(name, bytes)?;
-        self.monitor.allocated(at..at + bytes);
-        Ok(DevicePtr(at))
-    }
-
-    pub(crate) fn free(&mut self, at: DevicePtr) -> Result<(), DriverError> {
-        let range = self.memory.free(at.0)?;
-        self.monitor.freed(range);
-        Ok(())
     }
 
     fn submit(&mut self, work: Work) {
@@ -160,223 +139,6 @@ impl<M: Monitor> Device<M> {
             Some(capture) => capture.push(work),
             None => self.queue.push_back(work),
         }
-    }
-
-    pub(crate) fn copy_to_device(
-        &mut self,
-        to: DevicePtr,
-        host: &dyn HostBuffer,
-        from: usize,
-        len: usize,
-    ) -> Result<(), DriverError> {
-        self.usable()?;
-        let bytes = from.checked_add(len).and_then(|end| host.bytes().get(from..end));
-        let bytes = bytes.ok_or_else(|| outside("copy to device", from, len, host.bytes().len()))?;
-        self.memory.covered("copy to device", to.0, len as u64)?;
-        let from = HostRange { at: bytes.as_ptr().cast_mut(), len };
-        self.submit(Work::ToDevice { to: to.0, from });
-        Ok(())
-    }
-
-    pub(crate) fn copy_to_host(
-        &mut self,
-        host: &mut dyn HostBuffer,
-        to: usize,
-        from: DevicePtr,
-        len: usize,
-    ) -> Result<(), DriverError> {
-        self.usable()?;
-        let all = host.bytes().len();
-        let bytes = to.checked_add(len).and_then(|end| host.bytes_mut().get_mut(to..end));
-        let bytes = bytes.ok_or_else(|| outside("copy to host", to, len, all))?;
-        self.memory.covered("copy to host", from.0, len as u64)?;
-        if M::CHECKED && self.capture.is_none() {
-            // Whoever reads before the wait shall see that he does.
-            bytes.fill(0xa5);
-        }
-        let to = HostRange { at: bytes.as_mut_ptr(), len };
-        self.submit(Work::ToHost { to, from: from.0 });
-        Ok(())
-    }
-
-    pub(crate) fn fill(&mut self, at: DevicePtr, byte: u8, len: u64) -> Result<(), DriverError> {
-        self.usable()?;
-        self.memory.covered("fill", at.0, len)?;
-        self.submit(Work::Fill { at: at.0, byte, len });
-        Ok(())
-    }
-
-    pub(crate) fn load_module(&mut self, name: &str, image: Image<'_>) -> Result<Module, DriverError> {
-        self.usable()?;
-        let no_image = |why: String| DriverError::NoImage { module: name.to_owned(), why };
-        let Some(text) = image.ptx else {
-            let why = "no PTX is there, and the emulator runs nothing else; use a plan that keeps its PTX";
-            return Err(no_image(why.to_owned()));
-        };
-        let module = parse(text).map_err(|e| no_image(e.to_string()))?;
-        if !runs(module.target, self.info.arch) {
-            let why = format!("its PTX is for {}, the device is {}", module.target, self.info.arch);
-            return Err(no_image(why));
-        }
-        let mut addresses = Vec::new();
-        for global in globals(&module) {
-            let at = self.allocate(&format!("{name}: {}", global.name), u64::from(global.bytes))?;
-            self.memory.fill(at.0, 0, u64::from(global.bytes))?;
-            self.memory.write(at.0, &global.init)?;
-            self.monitor.host_writes(at.0..at.0 + u64::from(global.bytes));
-            addresses.push(at.0);
-        }
-        let kernels = decode(text, &module, &addresses).map_err(|e| no_image(e.to_string()))?;
-        let kernels = kernels.into_iter().map(Arc::new).collect();
-        self.modules.push(LoadedModule { name: name.to_owned(), kernels });
-        Ok(Module(self.modules.len() as u32 - 1))
-    }
-
-    pub(crate) fn function(
-        &mut self,
-        module: Module,
-        entry: &str,
-        shared_bytes: u32,
-    ) -> Result<(Function, FunctionInfo), DriverError> {
-        self.usable()?;
-        let refused = |why: String| DriverError::Api { call: "function", why };
-        let loaded = self.modules.get(module.0 as usize);
-        let loaded = loaded.ok_or_else(|| refused(format!("there is no module {}", module.0)))?;
-        let kernel = loaded.kernels.iter().find(|k| k.name == entry);
-        let kernel =
-            kernel.ok_or_else(|| refused(format!("module {} has no kernel `{entry}`", loaded.name)))?;
-        let shared = u64::from(kernel.static_shared) + u64::from(shared_bytes);
-        if shared > u64::from(self.info.max_shared_bytes) {
-            let most = self.info.max_shared_bytes;
-            return Err(refused(format!(
-                "{entry} wants {shared} bytes of shared memory, a block may have {most}"
-            )));
-        }
-        let info = FunctionInfo {
-            registers: 0,
-            local_bytes: kernel.local_bytes,
-            static_shared_bytes: kernel.static_shared,
-            max_threads: kernel.max_threads,
-        };
-        let dynamic_shared = shared_bytes.max(USUAL_SHARED.saturating_sub(kernel.static_shared));
-        self.functions.push(LoadedFunction { kernel: kernel.clone(), dynamic_shared });
-        Ok((Function(self.functions.len() as u32 - 1), info))
-    }
-
-    pub(crate) fn launch(&mut self, config: &LaunchConfig<'_>) -> Result<(), DriverError> {
-        self.usable()?;
-        let refused =
-            |why: String| DriverError::Api { call: "launch", why: format!("{}: {why}", config.label) };
-        let function = self.functions.get(config.function.0 as usize);
-        let function =
-            function.ok_or_else(|| refused(format!("there is no function {}", config.function.0)))?;
-        let kernel = &function.kernel;
-        let [x, y, z] = config.grid;
-        if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65535 || z > 65535 {
-            return Err(refused(format!("a grid of {x} x {y} x {z} blocks")));
-        }
-        if config.block == 0 || config.block > kernel.max_threads.min(1024) {
-            let most = kernel.max_threads.min(1024);
-            return Err(refused(format!("{} threads, {} may have {most}", config.block, kernel.name)));
-        }
-        if config.shared_bytes > function.dynamic_shared {
-            let most = function.dynamic_shared;
-            return Err(refused(format!(
-                "{} bytes of dynamic shared memory, {} was allowed {most}",
-                config.shared_bytes, kernel.name
-            )));
-        }
-        if config.args.len() != kernel.params.len() {
-            let (n, m) = (config.args.len(), kernel.params.len());
-            return Err(refused(format!("{n} arguments, {} has {m} parameters", kernel.name)));
-        }
-        let end = kernel.params.last().map_or(0, |(offset, bytes)| offset + bytes);
-        let mut params = vec![0; end as usize];
-        for (i, (arg, (offset, bytes))) in config.args.iter().zip(&kernel.params).enumerate() {
-            let (value, size) = match *arg {
-                ArgValue::Ptr(DevicePtr(v)) | ArgValue::U64(v) => (v, 8),
-                ArgValue::U32(v) => (u64::from(v), 4),
-                ArgValue::F32(v) => (u64::from(v.to_bits()), 4),
-            };
-            if size != *bytes {
-                return Err(refused(format!(
-                    "argument {i} has {size} bytes, the parameter of {} has {bytes}",
-                    kernel.name
-                )));
-            }
-            let offset = *offset as usize;
-            params[offset..offset + size as usize].copy_from_slice(&value.to_le_bytes()[..size as usize]);
-        }
-        let work = LaunchWork {
-            kernel: kernel.clone(),
-            label: config.label.to_owned(),
-            grid: config.grid,
-            threads: config.block,
-            dynamic_shared: config.shared_bytes,
-            dependent: config.dependent && self.info.arch >= Arch { major: 9, minor: 0 },
-            params,
-        };
-        self.submit(Work::Launch(work));
-        Ok(())
-    }
-
-    pub(crate) fn begin_capture(&mut self) -> Result<(), DriverError> {
-        self.usable()?;
-        if self.capture.is_some() {
-            let why = "a capture is under way".to_owned();
-            return Err(DriverError::Api { call: "begin capture", why });
-        }
-        self.capture = Some(Vec::new());
-        Ok(())
-    }
-
-    pub(crate) fn end_capture(&mut self) -> Result<Graph, DriverError> {
-        self.usable()?;
-        let Some(work) = self.capture.take() else {
-            let why = "no capture is under way".to_owned();
-            return Err(DriverError::Api { call: "end capture", why });
-        };
-        self.graphs.push(work);
-        Ok(Graph(self.graphs.len() as u32 - 1))
-    }
-
-    pub(crate) fn launch_graph(&mut self, graph: Graph) -> Result<(), DriverError> {
-        self.usable()?;
-        let refused = |why: String| DriverError::Api { call: "launch graph", why };
-        if self.capture.is_some() {
-            return Err(refused("a capture is under way".to_owned()));
-        }
-        let work = self.graphs.get(graph.0 as usize);
-        let work = work.ok_or_else(|| refused(format!("there is no graph {}", graph.0)))?;
-        self.queue.extend(work.iter().cloned());
-        Ok(())
-    }
-
-    pub(crate) fn record(&mut self) -> Result<Event, DriverError> {
-        self.usable()?;
-        if self.capture.is_some() {
-            let why = "events cannot be captured".to_owned();
-            return Err(DriverError::Api { call: "record", why });
-        }
-        self.events.push(self.done + self.queue.len() as u64);
-        Ok(Event(self.events.len() as u32 - 1))
-    }
-
-    pub(crate) fn wait(&mut self, event: Event) -> Result<(), DriverError> {
-        self.usable()?;
-        let Some(until) = self.events.get(event.0 as usize).copied() else {
-            return Err(DriverError::Api { call: "wait", why: format!("there is no event {}", event.0) });
-        };
-        while self.done < until {
-            let Some(work) = self.queue.pop_front() else { break };
-            self.done += 1;
-            if let Err(error) = self.execute(work, until) {
-                self.queue.clear();
-                self.failed = Some(error.clone());
-                return Err(error);
-            }
-        }
-        Ok(())
     }
 
     fn execute(&mut self, work: Work, until: u64) -> Result<(), DriverError> {
@@ -463,6 +225,250 @@ impl<M: Monitor> Device<M> {
             schedule: self.schedule,
             most_instructions: MOST_INSTRUCTIONS,
         }
+    }
+}
+
+impl<M: Monitor> Driver for Device<M> {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn free_bytes(&self) -> Result<u64, DriverError> {
+        Ok(self.memory.free_bytes())
+    }
+
+    fn allocate(&mut self, name: &str, bytes: u64) -> Result<DevicePtr, DriverError> {
+        self.usable()?;
+        let at = self.memory.allocate(name, bytes)?;
+        self.monitor.allocated(at..at + bytes);
+        Ok(DevicePtr(at))
+    }
+
+    fn free(&mut self, at: DevicePtr) -> Result<(), DriverError> {
+        let range = self.memory.free(at.0)?;
+        self.monitor.freed(range);
+        Ok(())
+    }
+
+    fn host_buffer(&mut self, bytes: usize) -> Result<Box<dyn HostBuffer>, DriverError> {
+        Ok(Box::new(Pinned::new(bytes)?))
+    }
+
+    unsafe fn copy_to_device(
+        &mut self,
+        to: DevicePtr,
+        host: &dyn HostBuffer,
+        from: usize,
+        len: usize,
+    ) -> Result<(), DriverError> {
+        self.usable()?;
+        let bytes = from.checked_add(len).and_then(|end| host.bytes().get(from..end));
+        let bytes = bytes.ok_or_else(|| outside("copy to device", from, len, host.bytes().len()))?;
+        self.memory.covered("copy to device", to.0, len as u64)?;
+        let from = HostRange { at: bytes.as_ptr().cast_mut(), len };
+        self.submit(Work::ToDevice { to: to.0, from });
+        Ok(())
+    }
+
+    unsafe fn copy_to_host(
+        &mut self,
+        host: &mut dyn HostBuffer,
+        to: usize,
+        from: DevicePtr,
+        len: usize,
+    ) -> Result<(), DriverError> {
+        self.usable()?;
+        let all = host.bytes().len();
+        let bytes = to.checked_add(len).and_then(|end| host.bytes_mut().get_mut(to..end));
+        let bytes = bytes.ok_or_else(|| outside("copy to host", to, len, all))?;
+        self.memory.covered("copy to host", from.0, len as u64)?;
+        if M::CHECKED && self.capture.is_none() {
+            // Whoever reads before the wait shall see that he does.
+            bytes.fill(0xa5);
+        }
+        let to = HostRange { at: bytes.as_mut_ptr(), len };
+        self.submit(Work::ToHost { to, from: from.0 });
+        Ok(())
+    }
+
+    fn fill(&mut self, at: DevicePtr, byte: u8, len: u64) -> Result<(), DriverError> {
+        self.usable()?;
+        self.memory.covered("fill", at.0, len)?;
+        self.submit(Work::Fill { at: at.0, byte, len });
+        Ok(())
+    }
+
+    fn load_module(&mut self, name: &str, image: Image<'_>) -> Result<Module, DriverError> {
+        self.usable()?;
+        let no_image = |why: String| DriverError::NoImage { module: name.to_owned(), why };
+        let Some(text) = image.ptx else {
+            let why = "no PTX is there, and the emulator runs nothing else; use a plan that keeps its PTX";
+            return Err(no_image(why.to_owned()));
+        };
+        let module = parse(text).map_err(|e| no_image(e.to_string()))?;
+        if !runs(module.target, self.info.arch) {
+            let why = format!("its PTX is for {}, the device is {}", module.target, self.info.arch);
+            return Err(no_image(why));
+        }
+        let mut addresses = Vec::new();
+        for global in globals(&module) {
+            let at = self.allocate(&format!("{name}: {}", global.name), u64::from(global.bytes))?;
+            self.memory.fill(at.0, 0, u64::from(global.bytes))?;
+            self.memory.write(at.0, &global.init)?;
+            self.monitor.host_writes(at.0..at.0 + u64::from(global.bytes));
+            addresses.push(at.0);
+        }
+        let kernels = decode(text, &module, &addresses).map_err(|e| no_image(e.to_string()))?;
+        let kernels = kernels.into_iter().map(Arc::new).collect();
+        self.modules.push(LoadedModule { name: name.to_owned(), kernels });
+        Ok(Module(self.modules.len() as u32 - 1))
+    }
+
+    fn function(
+        &mut self,
+        module: Module,
+        entry: &str,
+        shared_bytes: u32,
+    ) -> Result<(Function, FunctionInfo), DriverError> {
+        self.usable()?;
+        let refused = |why: String| DriverError::Api { call: "function", why };
+        let loaded = self.modules.get(module.0 as usize);
+        let loaded = loaded.ok_or_else(|| refused(format!("there is no module {}", module.0)))?;
+        let kernel = loaded.kernels.iter().find(|k| k.name == entry);
+        let kernel =
+            kernel.ok_or_else(|| refused(format!("module {} has no kernel `{entry}`", loaded.name)))?;
+        let shared = u64::from(kernel.static_shared) + u64::from(shared_bytes);
+        if shared > u64::from(self.info.max_shared_bytes) {
+            let most = self.info.max_shared_bytes;
+            return Err(refused(format!(
+                "{entry} wants {shared} bytes of shared memory, a block may have {most}"
+            )));
+        }
+        let info = FunctionInfo {
+            registers: 0,
+            local_bytes: kernel.local_bytes,
+            static_shared_bytes: kernel.static_shared,
+            max_threads: kernel.max_threads,
+        };
+        let dynamic_shared = shared_bytes.max(USUAL_SHARED.saturating_sub(kernel.static_shared));
+        self.functions.push(LoadedFunction { kernel: kernel.clone(), dynamic_shared });
+        Ok((Function(self.functions.len() as u32 - 1), info))
+    }
+
+    unsafe fn launch(&mut self, config: &LaunchConfig<'_>) -> Result<(), DriverError> {
+        self.usable()?;
+        let refused =
+            |why: String| DriverError::Api { call: "launch", why: format!("{}: {why}", config.label) };
+        let function = self.functions.get(config.function.0 as usize);
+        let function =
+            function.ok_or_else(|| refused(format!("there is no function {}", config.function.0)))?;
+        let kernel = &function.kernel;
+        let [x, y, z] = config.grid;
+        if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65535 || z > 65535 {
+            return Err(refused(format!("a grid of {x} x {y} x {z} blocks")));
+        }
+        if config.block == 0 || config.block > kernel.max_threads.min(1024) {
+            let most = kernel.max_threads.min(1024);
+            return Err(refused(format!("{} threads, {} may have {most}", config.block, kernel.name)));
+        }
+        if config.shared_bytes > function.dynamic_shared {
+            let most = function.dynamic_shared;
+            return Err(refused(format!(
+                "{} bytes of dynamic shared memory, {} was allowed {most}",
+                config.shared_bytes, kernel.name
+            )));
+        }
+        if config.args.len() != kernel.params.len() {
+            let (n, m) = (config.args.len(), kernel.params.len());
+            return Err(refused(format!("{n} arguments, {} has {m} parameters", kernel.name)));
+        }
+        let end = kernel.params.last().map_or(0, |(offset, bytes)| offset + bytes);
+        let mut params = vec![0; end as usize];
+        for (i, (arg, (offset, bytes))) in config.args.iter().zip(&kernel.params).enumerate() {
+            let (value, size) = match *arg {
+                ArgValue::Ptr(DevicePtr(v)) | ArgValue::U64(v) => (v, 8),
+                ArgValue::U32(v) => (u64::from(v), 4),
+                ArgValue::F32(v) => (u64::from(v.to_bits()), 4),
+            };
+            if size != *bytes {
+                return Err(refused(format!(
+                    "argument {i} has {size} bytes, the parameter of {} has {bytes}",
+                    kernel.name
+                )));
+            }
+            let offset = *offset as usize;
+            params[offset..offset + size as usize].copy_from_slice(&value.to_le_bytes()[..size as usize]);
+        }
+        let work = LaunchWork {
+            kernel: kernel.clone(),
+            label: config.label.to_owned(),
+            grid: config.grid,
+            threads: config.block,
+            dynamic_shared: config.shared_bytes,
+            dependent: config.dependent && self.info.arch >= Arch { major: 9, minor: 0 },
+            params,
+        };
+        self.submit(Work::Launch(work));
+        Ok(())
+    }
+
+    fn begin_capture(&mut self) -> Result<(), DriverError> {
+        self.usable()?;
+        if self.capture.is_some() {
+            let why = "a capture is under way".to_owned();
+            return Err(DriverError::Api { call: "begin capture", why });
+        }
+        self.capture = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&mut self) -> Result<Graph, DriverError> {
+        self.usable()?;
+        let Some(work) = self.capture.take() else {
+            let why = "no capture is under way".to_owned();
+            return Err(DriverError::Api { call: "end capture", why });
+        };
+        self.graphs.push(work);
+        Ok(Graph(self.graphs.len() as u32 - 1))
+    }
+
+    unsafe fn launch_graph(&mut self, graph: Graph) -> Result<(), DriverError> {
+        self.usable()?;
+        let refused = |why: String| DriverError::Api { call: "launch graph", why };
+        if self.capture.is_some() {
+            return Err(refused("a capture is under way".to_owned()));
+        }
+        let work = self.graphs.get(graph.0 as usize);
+        let work = work.ok_or_else(|| refused(format!("there is no graph {}", graph.0)))?;
+        self.queue.extend(work.iter().cloned());
+        Ok(())
+    }
+
+    fn record(&mut self) -> Result<Event, DriverError> {
+        self.usable()?;
+        if self.capture.is_some() {
+            let why = "events cannot be captured".to_owned();
+            return Err(DriverError::Api { call: "record", why });
+        }
+        self.events.push(self.done + self.queue.len() as u64);
+        Ok(Event(self.events.len() as u32 - 1))
+    }
+
+    fn wait(&mut self, event: Event) -> Result<(), DriverError> {
+        self.usable()?;
+        let Some(until) = self.events.get(event.0 as usize).copied() else {
+            return Err(DriverError::Api { call: "wait", why: format!("there is no event {}", event.0) });
+        };
+        while self.done < until {
+            let Some(work) = self.queue.pop_front() else { break };
+            self.done += 1;
+            if let Err(error) = self.execute(work, until) {
+                self.queue.clear();
+                self.failed = Some(error.clone());
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 }
 
