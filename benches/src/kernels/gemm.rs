@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use half::bf16;
-use lathe_kernels::Src;
 use lathe_kernels::gemm::{Epilogue, Gemm, GemmArgs, cases::LLAMA_1B, packed_len};
+use lathe_kernels::{IsaPath, Src};
 use lathe_numerics::DType;
 
 use super::{Cx, launch};
@@ -17,33 +17,56 @@ const HEAD_ROWS: usize = 32;
 const BYTES_OF_FEW: usize = 256 << 20;
 const FEW_ROWS: usize = 32;
 
+/// Problems of one shape with a weight of their own each.
+pub struct Problems {
+    n: usize,
+    k: usize,
+    m: usize,
+    x: Vec<bf16>,
+    outs: Vec<Vec<f32>>,
+}
+
+impl Problems {
+    /// As many as read enough memory.
+    pub fn new(n: usize, k: usize, m: usize) -> Result<Self> {
+        let count =
+            if m > FEW_ROWS { 1 } else { (BYTES_OF_FEW / (packed_len(DType::BF16, n, k)? * 2)).max(1) };
+        let x = (0..m * k).map(|i| bf16::from_f32((i % 17) as f32 - 8.0)).collect();
+        Ok(Problems { n, k, m, x, outs: vec![vec![0f32; m * n]; count] })
+    }
+
+    /// The problems, with weights one after the other in `memory`.
+    pub fn gemms<'a>(&'a mut self, path: IsaPath, memory: &'a [u64]) -> Result<Vec<Gemm<'a>>> {
+        let Problems { n, k, m, ref x, ref mut outs } = *self;
+        let len = packed_len(DType::BF16, n, k)?;
+        let gemm = |(out, weight): (&'a mut Vec<f32>, &'a [u64])| {
+            // SAFETY: the slice's own bytes.
+            let weight = unsafe { std::slice::from_raw_parts(weight.as_ptr().cast::<u8>(), len * 2) };
+            Ok(Gemm::new(GemmArgs {
+                path,
+                x: x.as_slice().into(),
+                x_stride: k,
+                m,
+                n,
+                k,
+                weight: Src::bytes(DType::BF16, weight)?,
+                bias: None,
+                out: out.as_mut_slice().into(),
+                out_stride: n,
+                epilogue: Epilogue::Store,
+            })?)
+        };
+        outs.iter_mut().zip(memory.chunks_exact(len / 4)).map(gemm).collect()
+    }
+}
+
 /// Weights are taken from `memory`, which holds the largest.
 pub fn measure(cx: &mut Cx, memory: &[u64]) -> Result<()> {
-    let (path, mut scratch) = (cx.path, vec![vec![]; cx.threads]);
+    let mut scratch = vec![vec![]; cx.threads];
     for &(name, n, k) in LLAMA_1B {
-        let len = packed_len(DType::BF16, n, k)?;
         for m in ROWS.into_iter().filter(|m| name != "head" || *m <= HEAD_ROWS) {
-            let problems = if m > FEW_ROWS { 1 } else { (BYTES_OF_FEW / (len * 2)).max(1) };
-            let x: Vec<bf16> = (0..m * k).map(|i| bf16::from_f32((i % 17) as f32 - 8.0)).collect();
-            let mut outs = vec![vec![0f32; m * n]; problems];
-            let mut gemms = Vec::with_capacity(problems);
-            for (out, weight) in outs.iter_mut().zip(memory.chunks_exact(len / 4)) {
-                // SAFETY: the slice's own bytes.
-                let weight = unsafe { std::slice::from_raw_parts(weight.as_ptr().cast::<u8>(), len * 2) };
-                gemms.push(Gemm::new(GemmArgs {
-                    path,
-                    x: x.as_slice().into(),
-                    x_stride: k,
-                    m,
-                    n,
-                    k,
-                    weight: Src::bytes(DType::BF16, weight)?,
-                    bias: None,
-                    out: out.as_mut_slice().into(),
-                    out_stride: n,
-                    epilogue: Epilogue::Store,
-                })?);
-            }
+            let mut problems = Problems::new(n, k, m)?;
+            let gemms = problems.gemms(cx.path, memory)?;
             let (bytes, flops) = (n * k * 2, 2 * m * n * k);
             cx.row(format!("gemm {name} {n}x{k}, {m} rows"), Some(bytes), Some(flops), gemms.len(), || {
                 launch(&gemms, &mut scratch);
