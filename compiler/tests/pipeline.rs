@@ -1,10 +1,11 @@
 //! From a checkpoint to a plan: what is stored, that it is the same each time, and what it takes to make it.
 
 mod checkpoints;
+mod memory;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use lathe_compiler::checkpoint::Checkpoint;
@@ -328,23 +329,6 @@ fn same_checkpoint_same_bytes() {
     assert!(first == second, "the plans differ");
 }
 
-/// Largest `RssAnon` of a child process, in bytes, sampled until it ends.
-fn peak_rss_anon(mut child: std::process::Child) -> u64 {
-    let status = PathBuf::from(format!("/proc/{}/status", child.id()));
-    let mut peak = 0;
-    loop {
-        let text = fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|l| l.strip_prefix("RssAnon:"));
-        let kib = line.and_then(|l| l.trim().strip_suffix(" kB")).and_then(|n| n.trim().parse::<u64>().ok());
-        peak = peak.max(kib.unwrap_or(0) * 1024);
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success());
-            return peak;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-}
-
 #[test]
 fn no_tensor_is_held_whole() {
     // Two tensors of 96 MiB and a layer: the promise is two of them and 512 MiB, and one is already too much.
@@ -360,7 +344,7 @@ fn no_tensor_is_held_whole() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let peak = peak_rss_anon(child);
+    let peak = memory::peak(child);
     let plan = fs::metadata(folder.path().join("engine.plan")).unwrap().len();
     assert!(plan > 192 << 20, "{plan}");
     assert!((1 << 20..64 << 20).contains(&peak), "peak RssAnon is {} KiB", peak >> 10);

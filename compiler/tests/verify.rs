@@ -1,6 +1,7 @@
 //! `compile verify` as its users meet it: plans that are right, plans that are not.
 
 mod checkpoints;
+mod memory;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -321,23 +322,6 @@ fn the_question_may_be_a_text() {
     assert!(error(&output).contains("the plan has none"), "{}", error(&output));
 }
 
-/// Largest `RssAnon` of a child process, in bytes, sampled until it ends.
-fn peak_rss_anon(mut child: std::process::Child) -> u64 {
-    let status = PathBuf::from(format!("/proc/{}/status", child.id()));
-    let mut peak = 0;
-    loop {
-        let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|l| l.strip_prefix("RssAnon:"));
-        let kib = line.and_then(|l| l.trim().strip_suffix(" kB")).and_then(|n| n.trim().parse::<u64>().ok());
-        peak = peak.max(kib.unwrap_or(0) * 1024);
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success());
-            return peak;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-}
-
 #[test]
 fn weights_stream_through_the_comparison() {
     // Embedding and head of 96 MiB each, four layers of 12 MiB: 240 MiB of bf16, 480 as f32. One node's operands as f32
@@ -363,8 +347,8 @@ fn weights_stream_through_the_comparison() {
         "--max-seq-len",
         "128",
     ]);
-    peak_rss_anon(compiled);
-    let peak = peak_rss_anon(run(&[
+    memory::peak(compiled);
+    let peak = memory::peak(run(&[
         "verify",
         "--config",
         "config.json",

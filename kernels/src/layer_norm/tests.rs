@@ -4,33 +4,20 @@ use lathe_numerics::DType;
 
 use super::{LayerNorm, reference};
 use crate::rms_norm::NormArgs;
+use crate::rms_norm::tests::{EPS, args};
 use crate::testing::{Buffer, DTYPES, SPLITS, Split, run, values};
 use crate::{IsaPath, tolerance};
-
-const EPS: f32 = 1e-5;
 
 fn norm(
     path: IsaPath,
     x: &Buffer,
     w: &Buffer,
     bias: Option<&Buffer>,
-    (rows, h, groups): (usize, usize, usize),
+    shape: (usize, usize, usize),
     split: Split,
 ) -> Buffer {
-    let mut out = Buffer::zeros(x.src().dtype(), rows * h);
-    let args = NormArgs {
-        path,
-        x: x.src(),
-        x_stride: h,
-        weight: w.src(),
-        eps: EPS,
-        out: out.dst(),
-        out_stride: h,
-        rows,
-        h,
-        groups,
-    };
-    run(&LayerNorm::new(args, bias.map(Buffer::src)).unwrap(), split);
+    let mut out = Buffer::zeros(x.src().dtype(), shape.0 * shape.1);
+    run(&LayerNorm::new(args(path, x, w, &mut out, shape), bias.map(Buffer::src)).unwrap(), split);
     out
 }
 

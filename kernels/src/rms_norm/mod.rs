@@ -18,7 +18,7 @@ use crate::{Dst, IsaPath, Kernel, Src};
 pub mod cuda;
 pub mod reference;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Operands of an [`RmsNorm`], or of a layer norm without its bias.
 pub struct NormArgs<'a> {

@@ -7,7 +7,7 @@ use crate::testing::{Buffer, DTYPES, SPLITS, Split, run, values};
 use crate::{IsaPath, tolerance};
 
 const COLS: &[usize] = &[1, 5, 16, 17, 100, 256, 2048];
-const EPS: f32 = 1e-5;
+pub(crate) const EPS: f32 = 1e-5;
 
 fn norm(path: IsaPath, x: &Buffer, w: &Buffer, rows: usize, h: usize, split: Split) -> Buffer {
     grouped(path, x, w, (rows, h, 1), split)
@@ -21,20 +21,20 @@ fn grouped(
     split: Split,
 ) -> Buffer {
     let mut out = Buffer::zeros(x.src().dtype(), rows * h);
-    let args = NormArgs {
-        path,
-        x: x.src(),
-        x_stride: h,
-        weight: w.src(),
-        eps: EPS,
-        out: out.dst(),
-        out_stride: h,
-        rows,
-        h,
-        groups,
-    };
-    run(&RmsNorm::new(args).unwrap(), split);
+    run(&RmsNorm::new(args(path, x, w, &mut out, (rows, h, groups))).unwrap(), split);
     out
+}
+
+/// Rows one after the other, normed with `EPS`.
+pub(crate) fn args<'a>(
+    path: IsaPath,
+    x: &'a Buffer,
+    w: &'a Buffer,
+    out: &'a mut Buffer,
+    (rows, h, groups): (usize, usize, usize),
+) -> NormArgs<'a> {
+    let (x, weight, out) = (x.src(), w.src(), out.dst());
+    NormArgs { path, x, x_stride: h, weight, eps: EPS, out, out_stride: h, rows, h, groups }
 }
 
 #[test]
