@@ -96,7 +96,7 @@ impl Asked<'_> {
         &mut self,
         start: usize,
         end: usize,
-        observe: &mut dyn FnMut(lathe_cpu::Observed<'_>),
+        observe: &mut (dyn FnMut(lathe_cpu::Observed<'_>) + Send + Sync),
     ) -> Result<()> {
         let info = self.engine.info().clone();
         if start == 0 {

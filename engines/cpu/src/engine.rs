@@ -293,7 +293,11 @@ impl CpuEngine {
     }
 
     /// Runs a step and tells `ran` of each launch by its index, as soon as it has run.
-    fn run(&mut self, step: &StepPlan, mut ran: impl FnMut(&Memory, usize)) -> Result<Ticket, EngineError> {
+    fn run(
+        &mut self,
+        step: &StepPlan,
+        mut ran: impl FnMut(&Memory, usize) + Send + Sync,
+    ) -> Result<Ticket, EngineError> {
         if self.phase == Phase::Submitted {
             return Err(EngineError::Request("the step before was not sampled".into()));
         }
@@ -330,7 +334,7 @@ impl CpuEngine {
     pub fn submit_observed(
         &mut self,
         step: &StepPlan,
-        observe: &mut dyn FnMut(Observed<'_>),
+        observe: &mut (dyn FnMut(Observed<'_>) + Send + Sync),
     ) -> Result<Ticket, EngineError> {
         let (plan, name) = (self.plan.clone(), self.program.clone());
         let program = find_program(&plan, &name)?;

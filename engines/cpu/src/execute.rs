@@ -12,15 +12,18 @@ use lathe_kernels::layer_norm::LayerNorm;
 use lathe_kernels::paged::{Batch, KvCache, KvLayout};
 use lathe_kernels::rms_norm::{AddRmsNorm, AddRmsNormArgs, NormArgs, RmsNorm};
 use lathe_kernels::rope_append::{self, KvAppend, KvAppendArgs, Rope, RopeAppend, RopeAppendArgs, RopeArgs};
-use lathe_kernels::{Dst, IsaPath, Kernel, KernelError, Src};
+use lathe_kernels::{Dst, IsaPath, KernelError, Src};
 use lathe_plan::Plan;
 use lathe_plan::schema::MAX_CACHE_GROUPS;
 
-use crate::pool::Pool;
-use crate::program::{Bound, Call, Heads, Ids, Norm, QkNorm, Region, Rows, View, WeightRef};
+use crate::pool::{Claims, Launch, Launches, Pool, Stream};
+use crate::program::{Bound, BoundCall, Call, Heads, Ids, Norm, QkNorm, Region, Rows, View, WeightRef};
 use crate::region::Memory;
 
 mod experts;
+mod prepared;
+
+use prepared::Prepared;
 
 /// Target of the trace event of every kernel call, with fields `kernel`, `node` and `nanos`; costs nothing unless a
 /// subscriber asks for it.
@@ -188,7 +191,8 @@ impl Machine<'_> {
         }
     }
 
-    /// Runs all calls and tells `ran` of each by its index. `step` was checked against the limits; ids and blocks are checked again by the kernels.
+    /// Runs all calls and tells `ran` of each launch of the plan by its index, on any thread. `step` was checked against the
+    /// limits; ids and blocks are checked again by the kernels.
     ///
     /// # Errors
     /// `Failed` with the value that was being computed: a checked plan and step cannot cause it.
@@ -197,94 +201,77 @@ impl Machine<'_> {
         pool: &mut Pool,
         bound: &Bound,
         step: &StepData<'_>,
-        mut ran: impl FnMut(usize),
+        ran: impl FnMut(usize) + Send + Sync,
     ) -> Result<(), EngineError> {
-        let timed = tracing::enabled!(target: LAUNCH_EVENTS, tracing::Level::TRACE);
-        for (at, (node, call)) in bound.calls.iter().enumerate() {
-            let start = timed.then(Instant::now);
-            pool.read_ahead(bound.next_gemm[at].map_or(&[], |weight| self.plan.weight_bytes(weight)));
-            self.call(pool, bound, step, call)
-                .map_err(|e| EngineError::Failed(format!("computing {node}: {e}")))?;
-            if let Some(start) = start {
-                let nanos = start.elapsed().as_nanos() as u64;
-                tracing::trace!(target: LAUNCH_EVENTS, kernel = call.kernel(), node = node.as_str(), nanos);
-            }
-            ran(at);
-        }
-        Ok(())
+        let mut walk = Walk {
+            machine: self,
+            bound,
+            step,
+            begun: 0,
+            problem: None,
+            since: tracing::enabled!(target: LAUNCH_EVENTS, tracing::Level::TRACE).then(Instant::now),
+            ran,
+            outcome: Ok(()),
+        };
+        pool.run(&mut walk);
+        walk.outcome
     }
 
-    fn launch(&self, pool: &mut Pool, kernel: &impl Kernel) {
-        pool.run(kernel.units(), |worker, units| {
-            // SAFETY: `Pool::run` hands every unit out once and never calls for a worker twice at a time; calls are
-            // joined before the next one starts.
-            unsafe { kernel.run_all(units, self.scratch.of(worker)) }
-        });
-    }
-
-    fn call(
-        &self,
-        pool: &mut Pool,
-        bound: &Bound,
-        step: &StepData<'_>,
+    /// The problem that a call poses in this step.
+    fn prepare<'s>(
+        &'s self,
+        bound: &'s Bound,
+        step: &'s StepData<'s>,
         call: &Call,
-    ) -> Result<(), KernelError> {
+    ) -> Result<Prepared<'s>, KernelError> {
         let path = self.path;
-        match *call {
+        Ok(match *call {
             Call::Embedding { ids, table, out } => {
                 let ids = match ids {
                     Ids::Tokens => step.ids,
                     Ids::Positions => step.positions,
                 };
                 let layout = if table.panels { TableLayout::Panel16 } else { TableLayout::RowMajor };
-                self.launch(
-                    pool,
-                    &Embedding::new(EmbeddingArgs {
-                        path,
-                        ids,
-                        table: self.weight(table)?,
-                        layout,
-                        vocab: table.n,
-                        h: table.k,
-                        out: self.dst(out, step.ids.len())?,
-                    })?,
-                );
+                Embedding::new(EmbeddingArgs {
+                    path,
+                    ids,
+                    table: self.weight(table)?,
+                    layout,
+                    vocab: table.n,
+                    h: table.k,
+                    out: self.dst(out, step.ids.len())?,
+                })?
+                .into()
             }
             Call::Unary { function, x, out } => {
                 let rows = self.rows(step, x.rows);
-                self.launch(
-                    pool,
-                    &Elementwise::unary(UnaryArgs {
-                        path,
-                        function,
-                        x: self.view(x, rows)?,
-                        x_stride: x.stride,
-                        out: self.dst(out, rows)?,
-                        rows,
-                        cols: x.cols,
-                    })?,
-                );
+                Elementwise::unary(UnaryArgs {
+                    path,
+                    function,
+                    x: self.view(x, rows)?,
+                    x_stride: x.stride,
+                    out: self.dst(out, rows)?,
+                    rows,
+                    cols: x.cols,
+                })?
+                .into()
             }
             Call::Binary { function, a, b, out } => {
                 let rows = self.rows(step, a.rows);
-                self.launch(
-                    pool,
-                    &Elementwise::binary(BinaryArgs {
-                        path,
-                        function,
-                        a: self.src(a, rows)?,
-                        b: self.src(b, rows)?,
-                        out: self.dst(out, rows)?,
-                        len: rows * out.cols,
-                    })?,
-                );
+                Elementwise::binary(BinaryArgs {
+                    path,
+                    function,
+                    a: self.src(a, rows)?,
+                    b: self.src(b, rows)?,
+                    out: self.dst(out, rows)?,
+                    len: rows * out.cols,
+                })?
+                .into()
             }
-            Call::RmsNorm { x, norm, out } => {
-                self.launch(pool, &RmsNorm::new(self.norm(step, x, norm, out)?)?);
-            }
+            Call::RmsNorm { x, norm, out } => RmsNorm::new(self.norm(step, x, norm, out)?)?.into(),
             Call::LayerNorm { x, norm, bias, out } => {
                 let bias = bias.map(|b| self.weight(b)).transpose()?;
-                self.launch(pool, &LayerNorm::new(self.norm(step, x, norm, out)?, bias)?);
+                LayerNorm::new(self.norm(step, x, norm, out)?, bias)?.into()
             }
             Call::AddRmsNorm { delta, residual, weight, sum, out, eps } => {
                 let rows = self.rows(step, delta.rows);
@@ -297,20 +284,18 @@ impl Machine<'_> {
                         std::ptr::copy_nonoverlapping(base.add(residual.offset), base.add(sum.offset), bytes);
                     }
                 }
-                self.launch(
-                    pool,
-                    &AddRmsNorm::new(AddRmsNormArgs {
-                        path,
-                        delta: self.src(delta, rows)?,
-                        delta_stride: delta.cols,
-                        residual: self.dst(sum, rows)?,
-                        weight: self.weight(weight)?,
-                        eps,
-                        out: self.dst(out, rows)?,
-                        rows,
-                        h: sum.cols,
-                    })?,
-                );
+                AddRmsNorm::new(AddRmsNormArgs {
+                    path,
+                    delta: self.src(delta, rows)?,
+                    delta_stride: delta.cols,
+                    residual: self.dst(sum, rows)?,
+                    weight: self.weight(weight)?,
+                    eps,
+                    out: self.dst(out, rows)?,
+                    rows,
+                    h: sum.cols,
+                })?
+                .into()
             }
             Call::Gemm { x, weight, bias, out, epilogue } => {
                 let m = self.rows(step, x.rows);
@@ -322,22 +307,20 @@ impl Machine<'_> {
                     Epilogue::Store | Epilogue::Act(_) => weight.n,
                     Epilogue::Glu(_) | Epilogue::ClampedSwiglu => 2 * out.cols,
                 };
-                self.launch(
-                    pool,
-                    &Gemm::new(GemmArgs {
-                        path,
-                        x: self.src(x, m)?,
-                        x_stride: x.cols,
-                        m,
-                        n,
-                        k: weight.k,
-                        weight: self.weight(weight)?,
-                        bias,
-                        out: self.dst(out, m)?,
-                        out_stride: out.cols,
-                        epilogue,
-                    })?,
-                );
+                Gemm::new(GemmArgs {
+                    path,
+                    x: self.src(x, m)?,
+                    x_stride: x.cols,
+                    m,
+                    n,
+                    k: weight.k,
+                    weight: self.weight(weight)?,
+                    bias,
+                    out: self.dst(out, m)?,
+                    out_stride: out.cols,
+                    epilogue,
+                })?
+                .into()
             }
             Call::RopeAppend { qkv, table, norm, q, heads } => {
                 let rows = step.ids.len();
@@ -348,93 +331,142 @@ impl Machine<'_> {
                         Some(rope_append::QkNorm { over, q: self.weight(q)?, k: self.weight(k)?, eps })
                     }
                 };
-                self.launch(
-                    pool,
-                    &RopeAppend::new(RopeAppendArgs {
-                        path,
-                        qkv: self.src(qkv, rows)?,
-                        qkv_stride: qkv.cols,
-                        positions: step.positions,
-                        norm,
-                        table: table.map_or(Ok((&[] as &[f32]).into()), |t| self.weight(t))?,
-                        max_pos,
-                        rotary_dim,
-                        heads: heads.heads,
-                        q_out: self.dst(q, rows)?,
-                        cache: self.cache(bound, heads)?,
-                        batch: step.batch(heads.group)?,
-                    })?,
-                );
+                RopeAppend::new(RopeAppendArgs {
+                    path,
+                    qkv: self.src(qkv, rows)?,
+                    qkv_stride: qkv.cols,
+                    positions: step.positions,
+                    norm,
+                    table: table.map_or(Ok((&[] as &[f32]).into()), |t| self.weight(t))?,
+                    max_pos,
+                    rotary_dim,
+                    heads: heads.heads,
+                    q_out: self.dst(q, rows)?,
+                    cache: self.cache(bound, heads)?,
+                    batch: step.batch(heads.group)?,
+                })?
+                .into()
             }
             Call::Rope { x, table, out, heads, head_dim } => {
                 let rows = step.ids.len();
-                self.launch(
-                    pool,
-                    &Rope::new(RopeArgs {
-                        path,
-                        x: self.src(x, rows)?,
-                        positions: step.positions,
-                        table: self.weight(table)?,
-                        max_pos: table.n,
-                        rotary_dim: table.k,
-                        heads,
-                        head_dim,
-                        out: self.dst(out, rows)?,
-                        rows,
-                    })?,
-                );
+                Rope::new(RopeArgs {
+                    path,
+                    x: self.src(x, rows)?,
+                    positions: step.positions,
+                    table: self.weight(table)?,
+                    max_pos: table.n,
+                    rotary_dim: table.k,
+                    heads,
+                    head_dim,
+                    out: self.dst(out, rows)?,
+                    rows,
+                })?
+                .into()
             }
             Call::KvAppend { k, v, heads } => {
                 let rows = step.ids.len();
-                self.launch(
-                    pool,
-                    &KvAppend::new(KvAppendArgs {
-                        path,
-                        k: self.src(k, rows)?,
-                        v: self.src(v, rows)?,
-                        cache: self.cache(bound, heads)?,
-                        batch: step.batch(heads.group)?,
-                    })?,
-                );
+                KvAppend::new(KvAppendArgs {
+                    path,
+                    k: self.src(k, rows)?,
+                    v: self.src(v, rows)?,
+                    cache: self.cache(bound, heads)?,
+                    batch: step.batch(heads.group)?,
+                })?
+                .into()
             }
             Call::Attention { q, out, heads, score, sinks } => {
                 let rows = step.ids.len();
                 let sinks = sinks.map(|s| f32_slice(self.plan.weight_bytes(s.index), s.n)).transpose()?;
-                self.launch(
-                    pool,
-                    &Attention::new(AttentionArgs {
-                        path,
-                        q: self.src(q, rows)?,
-                        heads: heads.heads,
-                        scale: score.scale,
-                        window: score.window,
-                        softcap: score.softcap,
-                        sinks,
-                        cache: self.cache(bound, heads)?,
-                        batch: step.batch(heads.group)?,
-                        out: self.dst(out, rows)?,
-                    })?,
-                );
+                Attention::new(AttentionArgs {
+                    path,
+                    q: self.src(q, rows)?,
+                    heads: heads.heads,
+                    scale: score.scale,
+                    window: score.window,
+                    softcap: score.softcap,
+                    sinks,
+                    cache: self.cache(bound, heads)?,
+                    batch: step.batch(heads.group)?,
+                    out: self.dst(out, rows)?,
+                })?
+                .into()
             }
-            Call::TopK(ref call) => self.top_k(pool, step, call)?,
-            Call::ExpertGemm(ref call) => self.expert_gemm(pool, step, call)?,
-            Call::Combine(ref call) => self.combine(pool, step, call)?,
+            Call::TopK(ref call) => self.top_k(step, call)?.into(),
+            Call::GroupChoices(call) => self.group_choices(step, call)?.into(),
+            Call::ExpertGemm(ref call) => self.expert_gemm(step, call)?.into(),
+            Call::Combine(ref call) => self.combine(step, call)?.into(),
             Call::GatherRows { x, out } => {
                 let n = step.ids.len();
-                self.launch(
-                    pool,
-                    &GatherRows::new(GatherRowsArgs {
-                        x: self.src(x, n)?,
-                        x_stride: x.cols,
-                        n,
-                        cols: x.cols,
-                        rows: step.rows,
-                        out: self.dst(out, step.rows.len())?,
-                    })?,
-                );
+                GatherRows::new(GatherRowsArgs {
+                    x: self.src(x, n)?,
+                    x_stride: x.cols,
+                    n,
+                    cols: x.cols,
+                    rows: step.rows,
+                    out: self.dst(out, step.rows.len())?,
+                })?
+                .into()
+            }
+        })
+    }
+}
+
+/// The calls of a step, one after the other.
+struct Walk<'a, F> {
+    machine: &'a Machine<'a>,
+    bound: &'a Bound,
+    step: &'a StepData<'a>,
+    /// Calls that were begun.
+    begun: usize,
+    /// What the last of them does.
+    problem: Option<Prepared<'a>>,
+    /// When it began, if anybody asks.
+    since: Option<Instant>,
+    /// Told of each launch that is done.
+    ran: F,
+    outcome: Result<(), EngineError>,
+}
+
+impl<F: FnMut(usize)> Walk<'_, F> {
+    /// The last call that was begun is done.
+    fn ended(&mut self) {
+        let (before, after) = self.bound.calls.split_at(self.begun);
+        let Some(BoundCall { node, launch, call, .. }) = before.last() else { return };
+        if let Some(since) = &mut self.since {
+            let nanos = since.elapsed().as_nanos() as u64;
+            tracing::trace!(target: LAUNCH_EVENTS, kernel = call.kernel(), node = node.as_str(), nanos);
+            *since = Instant::now();
+        }
+        if after.first().is_none_or(|next| next.launch != *launch) {
+            (self.ran)(*launch);
+        }
+    }
+}
+
+impl<F: FnMut(usize) + Send + Sync> Launches for Walk<'_, F> {
+    fn next(&mut self) -> Option<Launch> {
+        self.ended();
+        let BoundCall { node, call, next_gemm, .. } = self.bound.calls.get(self.begun)?;
+        self.begun += 1;
+        match self.machine.prepare(self.bound, self.step, call) {
+            Ok(problem) => {
+                let units = problem.kernel().units();
+                self.problem = Some(problem);
+                let weight = next_gemm.map(|weight| Stream::of(self.machine.plan.weight_bytes(weight)));
+                Some(Launch { units, ahead: weight.unwrap_or(Stream::NONE) })
+            }
+            Err(e) => {
+                self.outcome = Err(EngineError::Failed(format!("computing {node}: {e}")));
+                None
             }
         }
-        Ok(())
+    }
+
+    fn work(&self, worker: usize, ranges: &mut Claims<'_>) {
+        let Some(problem) = &self.problem else { return };
+        // SAFETY: the pool hands every unit out once, never calls for a worker twice at a time, and joins a launch before
+        // the next one.
+        unsafe { problem.kernel().run_all(ranges, self.machine.scratch.of(worker)) }
     }
 }
 
@@ -478,5 +510,5 @@ pub fn scratch_len(path: IsaPath, bound: &Bound, max_tokens: usize, max_rows: us
         | Call::Rope { head_dim, .. } => rope_append::max_scratch_len(head_dim),
         _ => 0,
     };
-    bound.calls.iter().map(|(_, call)| need(call)).max().unwrap_or(0)
+    bound.calls.iter().map(|bound| need(&bound.call)).max().unwrap_or(0)
 }

@@ -10,7 +10,7 @@ mod experts;
 mod rope;
 mod rows;
 
-pub use experts::{CombineCall, ExpertGemmCall, TopKCall};
+pub use experts::{CombineCall, ExpertGemmCall, GroupChoicesCall, TopKCall};
 pub use rope::QkNorm;
 pub use rows::{Norm, View};
 
@@ -101,6 +101,7 @@ pub enum Call {
     Attention { q: Region, out: Region, heads: Heads, score: Score, sinks: Option<WeightRef> },
     GatherRows { x: Region, out: Region },
     TopK(TopKCall),
+    GroupChoices(GroupChoicesCall),
     ExpertGemm(ExpertGemmCall),
     Combine(CombineCall),
 }
@@ -129,20 +130,31 @@ impl Call {
             Call::KvAppend { .. } => "kv_append",
             Call::Attention { .. } => "attention",
             Call::GatherRows { .. } => "gather_rows",
-            Call::TopK(_) => "top_k",
+            Call::TopK(_) | Call::GroupChoices(_) => "top_k",
             Call::ExpertGemm(_) => "expert_gemm",
             Call::Combine(_) => "combine",
         }
     }
 }
 
+/// A call, where it comes from and what follows.
+#[derive(Debug)]
+pub struct BoundCall {
+    /// The value that its launch computes.
+    pub node: String,
+    /// Index of the plan's launch.
+    pub launch: usize,
+    /// What to do.
+    pub call: Call,
+    /// The weight that the next GEMM after it reads; after the last one, the next step's first.
+    pub next_gemm: Option<usize>,
+}
+
 /// A program that is ready to run.
 #[derive(Debug)]
 pub struct Bound {
-    /// Kernel calls in order, each with the name of the value that it computes.
-    pub calls: Vec<(String, Call)>,
-    /// For each call, the weight that the next GEMM after it reads; after the last one, the next step's first.
-    pub next_gemm: Vec<Option<usize>>,
+    /// Kernel calls in order.
+    pub calls: Vec<BoundCall>,
     /// `f32[r, vocab]`.
     pub logits: Region,
     /// Positions per block, in every cache group.
@@ -517,7 +529,12 @@ pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_siz
         if let Call::Embedding { ids: Ids::Tokens, table, .. } = call {
             n_embeddings = n_embeddings.min(table.n);
         }
-        calls.push((launch.node.clone(), call));
+        let grouping = match &call {
+            Call::TopK(call) => Some(Call::GroupChoices(call.grouping)),
+            _ => None,
+        };
+        let bound = |call| BoundCall { node: launch.node.clone(), launch: at, call, next_gemm: None };
+        calls.extend(std::iter::once(call).chain(grouping).map(bound));
     }
     if n_embeddings < vocab_size {
         return Err(refuse("embedding", "its table has fewer rows than there are ids to draw"));
@@ -537,12 +554,12 @@ pub fn bind(program: &Program, weights: &[Weight], max_seq_len: usize, vocab_siz
         logits.dtype == DType::F32 && logits.rows == Rows::Samples && logits.cols == vocab_size,
         "is not f32[r, vocab_size]",
     )?;
-    let next_gemm = (0..calls.len())
-        .map(|at| {
-            calls.iter().cycle().skip(at + 1).take(calls.len()).find_map(|(_, call)| call.gemm_weight())
-        })
-        .collect();
-    Ok(Bound { calls, next_gemm, logits, block: block as usize, n_embeddings })
+    let mut next = calls.iter().find_map(|bound| bound.call.gemm_weight());
+    for bound in calls.iter_mut().rev() {
+        bound.next_gemm = next;
+        next = bound.call.gemm_weight().or(next);
+    }
+    Ok(Bound { calls, logits, block: block as usize, n_embeddings })
 }
 
 #[cfg(test)]
@@ -563,7 +580,7 @@ mod tests {
         let bound =
             bind(&program, plan.weights(), card.limits.max_seq_len as usize, card.vocab_size as usize)
                 .map_err(|e| e.to_string())?;
-        let call = bound.calls.iter().find(|(node, _)| node == "u").map(|(_, call)| call.clone());
+        let call = bound.calls.iter().find(|bound| bound.node == "u").map(|bound| bound.call.clone());
         let Some(Call::Gemm { epilogue, .. }) = call else { panic!("{call:?}") };
         Ok(epilogue)
     }

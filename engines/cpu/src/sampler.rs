@@ -30,7 +30,7 @@ struct Answer {
     n_top: usize,
 }
 
-/// Cells that threads of one `Pool::run` touch each on their own index.
+/// Cells that threads of one `Pool::launch` touch each on their own index.
 struct PerIndex<T>(Vec<UnsafeCell<T>>);
 
 // SAFETY: users touch an index from one thread at a time, see the two places that call `get`.
@@ -131,13 +131,13 @@ impl Sampler {
     /// Answers all prepared rows from their logits `f32[rows, vocab]`; `masks` were checked.
     pub fn run(&mut self, pool: &mut Pool, path: IsaPath, logits: &[f32], masks: Option<TokenMasks<'_>>) {
         let this = &*self;
-        pool.run(this.rows.len(), |worker, ranges| {
-            // SAFETY: `Pool::run` never calls for a worker twice at a time.
+        pool.launch(this.rows.len(), |worker, ranges| {
+            // SAFETY: `Pool::launch` never calls for a worker twice at a time.
             let scratch = unsafe { this.scratch.get(worker) };
             for i in ranges.flatten() {
                 let row = &logits[i * this.vocab..(i + 1) * this.vocab];
                 let allowed = masks.map(|m| &m.words[i * m.words_per_row..(i + 1) * m.words_per_row]);
-                // SAFETY: `Pool::run` hands every index out once.
+                // SAFETY: `Pool::launch` hands every index out once.
                 let answer = unsafe { this.answers.get(i) };
                 this.answer(path, &this.rows[i], row, allowed, scratch, answer);
             }

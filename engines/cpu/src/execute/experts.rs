@@ -7,8 +7,7 @@ use lathe_kernels::{Dst, KernelError, Src};
 use lathe_numerics::DType;
 
 use super::{Machine, StepData, f32_slice};
-use crate::pool::Pool;
-use crate::program::{CombineCall, ExpertGemmCall, TopKCall};
+use crate::program::{CombineCall, ExpertGemmCall, GroupChoicesCall, TopKCall};
 
 impl Machine<'_> {
     /// `len` integers of the arena, at the offset of a buffer that holds them.
@@ -27,41 +26,39 @@ impl Machine<'_> {
         unsafe { Dst::raw(DType::I32, self.arena.ptr().add(offset), len * 4) }
     }
 
-    pub(super) fn top_k(
-        &self,
-        pool: &mut Pool,
-        step: &StepData<'_>,
-        call: &TopKCall,
-    ) -> Result<(), KernelError> {
+    pub(super) fn top_k(&self, step: &StepData<'_>, call: &TopKCall) -> Result<TopK<'_>, KernelError> {
         let rows = self.rows(step, call.logits.rows);
-        let (experts, k) = (call.logits.cols, call.ids.cols);
-        let choice = TopK::new(TopKArgs {
+        TopK::new(TopKArgs {
             path: self.path,
             logits: self.src(call.logits, rows)?,
             rows,
-            n: experts,
-            k,
+            n: call.logits.cols,
+            k: call.ids.cols,
             over: if call.over_all { Over::All } else { Over::Chosen },
             ids: self.dst(call.ids, rows)?,
             weights: self.dst(call.weights, rows)?,
-        })?;
-        self.launch(pool, &choice);
-        let grouping = GroupChoices::new(GroupChoicesArgs {
-            ids: self.ints(call.ids.offset, rows * k)?,
-            experts,
+        })
+    }
+
+    pub(super) fn group_choices(
+        &self,
+        step: &StepData<'_>,
+        call: GroupChoicesCall,
+    ) -> Result<GroupChoices<'_>, KernelError> {
+        let rows = self.rows(step, call.ids.rows);
+        GroupChoices::new(GroupChoicesArgs {
+            ids: self.ints(call.ids.offset, rows * call.ids.cols)?,
+            experts: call.experts,
             order: self.dst(call.order, rows)?,
-            starts: self.starts(call.starts, experts + 1)?,
-        })?;
-        self.launch(pool, &grouping);
-        Ok(())
+            starts: self.starts(call.starts, call.experts + 1)?,
+        })
     }
 
     pub(super) fn expert_gemm(
         &self,
-        pool: &mut Pool,
         step: &StepData<'_>,
         call: &ExpertGemmCall,
-    ) -> Result<(), KernelError> {
+    ) -> Result<ExpertGemm<'_>, KernelError> {
         let rows = self.rows(step, call.x.rows);
         let choices = rows * call.order.cols;
         let (epilogue, n) = match call.gating {
@@ -86,22 +83,19 @@ impl Machine<'_> {
             epilogue,
         };
         // SAFETY: the grouping was written by `top_k` in this step (binding has checked it), which names every choice once.
-        let gemm = unsafe { ExpertGemm::new(args) }?;
-        self.launch(pool, &gemm);
-        Ok(())
+        unsafe { ExpertGemm::new(args) }
     }
 
     pub(super) fn combine(
         &self,
-        pool: &mut Pool,
         step: &StepData<'_>,
         call: &CombineCall,
-    ) -> Result<(), KernelError> {
+    ) -> Result<Combine<'_>, KernelError> {
         let rows = self.rows(step, call.y.rows);
         let shared = |(shared, gate)| -> Result<(Src<'_>, Src<'_>), KernelError> {
             Ok((self.src(shared, rows)?, self.src(gate, rows)?))
         };
-        let sum = Combine::new(CombineArgs {
+        Combine::new(CombineArgs {
             path: self.path,
             y: self.src(call.y, rows)?,
             weights: self.src(call.weights, rows)?,
@@ -110,8 +104,6 @@ impl Machine<'_> {
             rows,
             choices: call.weights.cols,
             cols: call.out.cols,
-        })?;
-        self.launch(pool, &sum);
-        Ok(())
+        })
     }
 }

@@ -5,20 +5,31 @@ use lathe_plan::schema::{Expr, Launch, Layout, Operand, Place};
 
 use super::{Binder, Region, Result, WeightRef};
 
-/// A router's choice, and its grouping.
+/// A router's choice.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct TopKCall {
     /// `f32[m, experts]`.
     pub logits: Region,
-    /// `i32[m, k]`, as is `order`.
+    /// `i32[m, k]`.
     pub ids: Region,
     pub weights: Region,
-    pub order: Region,
-    /// Byte offset of `i32[experts + 1]`.
-    pub starts: usize,
     /// Normalised over all logits instead of the chosen ones.
     pub over_all: bool,
+    /// What the same launch does afterwards.
+    pub grouping: GroupChoicesCall,
+}
+
+/// A router's choices by expert.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct GroupChoicesCall {
+    /// `i32[m, k]`, as is `order`.
+    pub ids: Region,
+    pub order: Region,
+    pub experts: usize,
+    /// Byte offset of `i32[experts + 1]`.
+    pub starts: usize,
 }
 
 /// Every expert's projection of the rows that chose it.
@@ -98,7 +109,8 @@ impl Binder<'_> {
             "chosen" => false,
             other => return self.refuse(format!("over {other} is unknown")),
         };
-        Ok(TopKCall { logits, ids, weights, order, starts, over_all })
+        let grouping = GroupChoicesCall { ids, order, experts: logits.cols, starts };
+        Ok(TopKCall { logits, ids, weights, over_all, grouping })
     }
 
     pub(super) fn expert_gemm(&self) -> Result<ExpertGemmCall> {
