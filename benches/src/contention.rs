@@ -1,8 +1,8 @@
-//! Throughput beside another busy process: it should fall by the share of the machine that is gone, and no further.
+//! Throughput beside another busy process: it should fall by the share of the machine that this one takes, and no further.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -46,8 +46,10 @@ struct Row {
     beside: Spread,
     /// By pairs.
     ratio: Spread,
-    /// What the machine has left of what the engine used, by time slices.
-    fair: f64,
+    /// Cores that the busy process got.
+    taken: Spread,
+    /// By pairs, what it left of the cores that the engine uses.
+    left: Spread,
     /// True when others disturbed a run too: no claim.
     loaded: bool,
 }
@@ -62,7 +64,7 @@ struct Report {
     rows: Vec<Row>,
 }
 
-/// Part of the fair share that still counts as proportion: caches and memory are shared as well.
+/// Part of the share that is left which still counts as proportion: caches and memory are shared as well.
 const PROPORTION: f64 = 0.9;
 
 /// A process that keeps the first core busy until this value goes.
@@ -72,6 +74,20 @@ impl Busy {
     fn start() -> Result<Self> {
         let child = Command::new(std::env::current_exe()?).arg("burn").stdin(Stdio::null()).spawn()?;
         Ok(Busy(child))
+    }
+}
+
+impl Busy {
+    /// CPU time that it has had.
+    fn cpu_time(&self) -> Result<Duration> {
+        // SAFETY: both calls fill what they are given; a process that is gone is an error.
+        let time = unsafe {
+            let (mut clock, mut time) = (0, std::mem::zeroed());
+            let found = libc::clock_getcpuclockid(self.0.id() as libc::pid_t, &mut clock) == 0;
+            (found && libc::clock_gettime(clock, &mut time) == 0).then_some(time)
+        };
+        let time = time.context("the busy process ended")?;
+        Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
     }
 }
 
@@ -97,11 +113,9 @@ pub fn burn() -> Result<()> {
     }
 }
 
-/// Share of `threads` threads' full speed that is left on `cores` cores when one thread more wants to run, tied to one
-/// core: it takes half of that core, unless a core is free.
-fn fair(threads: usize, cores: usize) -> f64 {
-    let used = threads.min(cores) as f64;
-    if threads < cores { 1.0 } else { (used - 0.5) / used }
+/// Share that is left of what `threads` threads use of `cores` cores, when somebody else has taken some.
+fn left(threads: usize, cores: usize, taken: f64) -> f64 {
+    ((cores as f64 - taken) / threads.min(cores) as f64).min(1.0)
 }
 
 fn rate(peer: &mut Peer, case: &Case) -> Result<f64> {
@@ -121,11 +135,13 @@ pub fn run(args: &Args) -> Result<()> {
         engines.push(Peer::start(llama)?);
     }
     let machine = Machine::detect()?;
-    let fair = fair(args.threads, machine.cores);
+    let left = |taken| left(args.threads, machine.cores, taken);
     let mut wait = Duration::from_secs(args.wait);
     let mut rows = vec![];
-    println!("| engine, case | alone, tok/s | beside a busy process | ratio | fair share |");
-    println!("|---|---|---|---|---|");
+    println!(
+        "| engine, case | alone, tok/s | beside a busy process | ratio | cores that it got | share left |"
+    );
+    println!("|---|---|---|---|---|---|");
     for engine in &mut engines {
         for case in CASES.iter().filter(|c| [ONE, EIGHT].contains(&c.name)) {
             rate(engine, case)?;
@@ -139,28 +155,34 @@ pub fn run(args: &Args) -> Result<()> {
                 let busy = Busy::start()?;
                 let processes = [engine.id(), busy.0.id()];
                 let others = Others::start(&processes)?;
+                let (start, before) = (Instant::now(), busy.cpu_time()?);
                 let beside = rate(engine, case)?;
+                let taken = (busy.cpu_time()? - before).as_secs_f64() / start.elapsed().as_secs_f64();
                 loaded |= others.cores()? >= QUIET;
-                pairs.push((alone, beside));
+                pairs.push((alone, beside, taken));
             }
-            let spread = |f: fn(&(f64, f64)) -> f64| Spread::of(pairs.iter().map(f)).context("no rounds");
+            let spread =
+                |f: &dyn Fn(&(f64, f64, f64)) -> f64| Spread::of(pairs.iter().map(f)).context("no rounds");
             let row = Row {
                 engine: engine.hello.name.clone(),
                 case: case.name,
-                alone: spread(|p| p.0)?,
-                beside: spread(|p| p.1)?,
-                ratio: spread(|p| p.1 / p.0)?,
-                fair,
+                alone: spread(&|p| p.0)?,
+                beside: spread(&|p| p.1)?,
+                ratio: spread(&|p| p.1 / p.0)?,
+                taken: spread(&|p| p.2)?,
+                left: spread(&|p| left(p.2))?,
                 loaded,
             };
             println!(
-                "| {}, {} | {} | {} | {} | {fair:.2} {}{} |",
+                "| {}, {} | {} | {} | {} | {} | {} {}{} |",
                 row.engine,
                 row.case,
                 row.alone.text(1),
                 row.beside.text(1),
                 row.ratio.text(2),
-                if row.ratio.median >= PROPORTION * fair { "held" } else { "MISSED" },
+                row.taken.text(2),
+                row.left.text(2),
+                if row.ratio.median >= PROPORTION * row.left.median { "held" } else { "MISSED" },
                 if loaded { " LOADED, no claim" } else { "" }
             );
             rows.push(row);
@@ -179,12 +201,14 @@ pub fn run(args: &Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::fair;
+    use super::left;
 
     #[test]
-    fn a_busy_core_takes_its_half() {
-        for (threads, cores, want) in [(2, 2, 0.75), (1, 2, 1.0), (4, 2, 0.75), (1, 1, 0.5), (8, 8, 0.9375)] {
-            assert_eq!(fair(threads, cores), want, "{threads} threads, {cores} cores");
+    fn what_is_left_is_of_the_cores_that_are_used() {
+        for (threads, cores, taken, want) in
+            [(2, 2, 0.5, 0.75), (1, 2, 1.0, 1.0), (4, 2, 0.5, 0.75), (1, 1, 0.5, 0.5), (8, 8, 0.5, 0.9375)]
+        {
+            assert_eq!(left(threads, cores, taken), want, "{threads} threads, {cores} cores");
         }
     }
 }
