@@ -5,12 +5,16 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod convert;
 mod error;
 mod isa;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod sixteen;
 mod view;
 
 pub mod attention;
@@ -75,8 +79,8 @@ pub trait Kernel: Sync {
     }
 }
 
-/// Asks memory for the cache line at `line`, which need not be readable: a hint.
-#[inline]
+/// Asks memory for the cache line at `line`, which need not be readable, into the second-level cache: a hint.
+#[inline(always)]
 pub fn prefetch(line: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, and every x86-64 has it.
@@ -84,6 +88,11 @@ pub fn prefetch(line: *const u8) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(line.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = line;
 }

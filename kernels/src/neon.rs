@@ -1,97 +1,92 @@
-//! What NEON tiles share: values widened to f32, sixteen to four registers, and hints to memory. No closures: one that
-//! is not inlined would take all sums through memory.
+//! Sixteen f32 in four registers of NEON: of 32 registers, a part takes 24 for sums, four for weights, one for x.
 
 use std::arch::aarch64::*;
-use std::arch::asm;
 
-pub(crate) const BF16: u8 = 0;
-pub(crate) const F16: u8 = 1;
-pub(crate) const F32: u8 = 2;
+use lathe_numerics::DType;
 
-/// Sixteen f32, in four registers.
-pub(crate) type Sixteen = [float32x4_t; 4];
+use crate::Element;
+use crate::sixteen::{Product, Sixteen};
 
-/// Sixteen neighbouring elements as f32.
-///
+/// Four each.
+pub(crate) type Registers = [float32x4_t; 4];
+
+impl Sixteen for Registers {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: passed on.
+        [unsafe { vdupq_n_f32(0.0) }; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load<T: Element>(at: *const T) -> Self {
+        // SAFETY: passed on.
+        unsafe { [four(at), four(at.add(4)), four(at.add(8)), four(at.add(12))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(at: *const u32, upper: bool) -> Self {
+        // SAFETY: passed on.
+        unsafe { [half(at, upper), half(at.add(4), upper), half(at.add(8), upper), half(at.add(12), upper)] }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        for i in 0..4 {
+            // SAFETY: passed on.
+            unsafe { vst1q_f32(to.add(4 * i), self[i]) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(mut self, other: Self) -> Self {
+        for i in 0..4 {
+            // SAFETY: passed on.
+            self[i] = unsafe { vaddq_f32(self[i], other[i]) };
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(mut self, x: f32, w: Self) -> Self {
+        for i in 0..4 {
+            // SAFETY: passed on.
+            self[i] = unsafe { vfmaq_n_f32(self[i], w[i], x) };
+        }
+        self
+    }
+
+    /// NEON is part of every target that this is compiled for.
+    unsafe fn part<const R: usize, const P: usize>(product: &impl Product, row: usize, panel: usize) {
+        // SAFETY: passed on.
+        unsafe { product.part::<Self, R, P>(row, panel) }
+    }
+}
+
 /// # Safety
-/// `at` points at 16 elements of type `D`, at any alignment.
+/// As `load`, of four.
 #[inline(always)]
-pub(crate) unsafe fn widen<const D: u8>(at: *const u8) -> Sixteen {
+unsafe fn four<T: Element>(at: *const T) -> float32x4_t {
     // SAFETY: passed on.
     unsafe {
-        match D {
-            BF16 => {
-                let [a, b, c, d] = halves(at.cast());
-                [bf16(a), bf16(b), bf16(c), bf16(d)]
-            }
-            F16 => {
-                let [a, b, c, d] = halves(at.cast());
-                [f16(a), f16(b), f16(c), f16(d)]
-            }
-            _ => load(at.cast()),
+        match T::DTYPE {
+            DType::BF16 => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(at.cast()))),
+            DType::F16 => vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at.cast()))),
+            _ => vld1q_f32(at.cast()),
         }
     }
 }
 
 /// # Safety
-/// `at` points at 16 halves.
+/// As `load_half`, of four.
 #[inline(always)]
-unsafe fn halves(at: *const u16) -> [uint16x4_t; 4] {
+unsafe fn half(at: *const u32, upper: bool) -> float32x4_t {
     // SAFETY: passed on.
-    unsafe { [vld1_u16(at), vld1_u16(at.add(4)), vld1_u16(at.add(8)), vld1_u16(at.add(12))] }
-}
-
-#[inline(always)]
-fn bf16(bits: uint16x4_t) -> float32x4_t {
-    // SAFETY: NEON is part of every aarch64 target that this is compiled for.
-    unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(bits)) }
-}
-
-#[inline(always)]
-fn f16(bits: uint16x4_t) -> float32x4_t {
-    // SAFETY: as above.
-    unsafe { vcvt_f32_f16(vreinterpret_f16_u16(bits)) }
-}
-
-/// Sixteen f32.
-///
-/// # Safety
-/// `at` points at them.
-#[inline(always)]
-pub(crate) unsafe fn load(at: *const f32) -> Sixteen {
-    // SAFETY: passed on.
-    unsafe { [vld1q_f32(at), vld1q_f32(at.add(4)), vld1q_f32(at.add(8)), vld1q_f32(at.add(12))] }
-}
-
-/// # Safety
-/// As `load`, to write.
-#[inline(always)]
-pub(crate) unsafe fn store(at: *mut f32, values: Sixteen) {
-    for i in 0..4 {
-        // SAFETY: passed on.
-        unsafe { vst1q_f32(at.add(4 * i), values[i]) };
+    unsafe {
+        let words = vld1q_u32(at);
+        vreinterpretq_f32_u32(if upper {
+            vandq_u32(words, vdupq_n_u32(0xffff_0000))
+        } else {
+            vshlq_n_u32::<16>(words)
+        })
     }
-}
-
-/// Zeros.
-#[inline(always)]
-pub(crate) fn zero() -> Sixteen {
-    // SAFETY: as above.
-    [unsafe { vdupq_n_f32(0.0) }; 4]
-}
-
-/// `sums += x * w`, fused.
-#[inline(always)]
-pub(crate) fn multiply(sums: &mut Sixteen, w: Sixteen, x: f32) {
-    for i in 0..4 {
-        // SAFETY: as above.
-        sums[i] = unsafe { vfmaq_n_f32(sums[i], w[i], x) };
-    }
-}
-
-/// Asks memory for the line at `at`, which need not be readable, into the second-level cache.
-#[inline(always)]
-pub(crate) fn prefetch(at: *const u8) {
-    // SAFETY: a hint; it faults on no address.
-    unsafe { asm!("prfm pldl2keep, [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
 }

@@ -6,20 +6,17 @@ use lathe_numerics::contract::PANEL;
 use lathe_numerics::{ATTENTION_LEAF, DType};
 
 use super::ValueArgs;
-
-const BF16: u8 = 0;
-const F16: u8 = 1;
-const F32: u8 = 2;
+use crate::Element;
 
 macro_rules! shapes {
-    ($d:ident, $rows:expr, $chunks:expr, $a:expr; $(($r:literal, $c:literal)),*) => {
+    ($t:ty, $rows:expr, $chunks:expr, $a:expr; $(($r:literal, $c:literal)),*) => {
         match ($rows, $chunks) {
-            $(($r, $c) => typed::<$d, $r, $c>($a),)*
+            $(($r, $c) => typed::<$t, $r, $c>($a),)*
             _ => unreachable!("values of {} rows and {} chunks", $rows, $chunks),
         }
     };
-    ($d:ident, $rows:expr, $chunks:expr, $a:expr) => {
-        shapes!($d, $rows, $chunks, $a;
+    ($t:ty, $rows:expr, $chunks:expr, $a:expr) => {
+        shapes!($t, $rows, $chunks, $a;
             (1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (3, 3), (3, 4),
             (4, 1), (4, 2), (4, 3), (4, 4), (5, 1), (5, 2), (5, 3), (5, 4), (6, 1), (6, 2), (6, 3), (6, 4),
             (7, 1), (7, 2), (8, 1), (8, 2), (9, 1), (9, 2), (10, 1), (10, 2), (11, 1), (11, 2), (12, 1), (12, 2))
@@ -32,17 +29,17 @@ pub(super) unsafe fn values(dtype: DType, rows: usize, chunks: usize, a: &ValueA
     // SAFETY: passed on.
     unsafe {
         match dtype {
-            DType::BF16 => shapes!(BF16, rows, chunks, a),
-            DType::F16 => shapes!(F16, rows, chunks, a),
-            _ => shapes!(F32, rows, chunks, a),
+            DType::BF16 => shapes!(half::bf16, rows, chunks, a),
+            DType::F16 => shapes!(half::f16, rows, chunks, a),
+            _ => shapes!(f32, rows, chunks, a),
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,f16c,fma")]
-unsafe fn typed<const D: u8, const R: usize, const C: usize>(a: &ValueArgs) {
+unsafe fn typed<T: Element, const R: usize, const C: usize>(a: &ValueArgs) {
     let mut acc = [[_mm512_setzero_ps(); C]; R];
-    let size = if D == F32 { 4 } else { 2 };
+    let size = size_of::<T>();
     let tail = (0xffff_u32 >> (PANEL - a.last)) as __mmask16;
     // SAFETY: accumulator rows are padded to whole chunks; value loads are masked to `last` columns in the last chunk.
     unsafe {
@@ -71,11 +68,11 @@ unsafe fn typed<const D: u8, const R: usize, const C: usize>(a: &ValueArgs) {
                 for c in 0..C {
                     let mask = if c + 1 == C { tail } else { 0xffff };
                     let at = row.add(c * PANEL * size);
-                    v[c] = match D {
-                        BF16 => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
+                    v[c] = match T::DTYPE {
+                        DType::BF16 => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
                             _mm256_maskz_loadu_epi16(mask, at.cast()),
                         ))),
-                        F16 => _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast())),
+                        DType::F16 => _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast())),
                         _ => _mm512_maskz_loadu_ps(mask, at.cast()),
                     };
                 }

@@ -23,13 +23,11 @@ use crate::view::{float, same, with_float};
 use crate::{Dst, Isa, IsaPath, Kernel, Src, lanes};
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-#[cfg(target_arch = "aarch64")]
-mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod fma;
 pub mod reference;
 mod scalar;
 #[cfg(test)]
@@ -386,10 +384,10 @@ impl<'a> Attention<'a> {
                 Isa::Avx512 => unsafe { avx512::values(l.dtype(), n, nc, &args) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
-                Isa::Avx2 => unsafe { avx2::values(l.dtype(), n, nc, &args) },
+                Isa::Avx2 => unsafe { fma::values::<crate::avx2::Registers>(l.dtype(), n, nc, &args) },
                 #[cfg(target_arch = "aarch64")]
                 // SAFETY: passed on.
-                Isa::Neon => unsafe { neon::values(l.dtype(), n, nc, &args) },
+                Isa::Neon => unsafe { fma::values::<crate::neon::Registers>(l.dtype(), n, nc, &args) },
                 // SAFETY: passed on.
                 _ => unsafe { scalar::values(l.dtype(), n, nc, &args) },
             }

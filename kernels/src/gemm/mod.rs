@@ -18,14 +18,12 @@ use crate::view::{float, same, with_float};
 use crate::{Dst, IsaPath, Kernel, Src, lanes};
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod cases;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-#[cfg(target_arch = "aarch64")]
-mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod fma;
 mod pack;
 pub mod reference;
 mod scalar;

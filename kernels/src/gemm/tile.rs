@@ -105,10 +105,10 @@ pub(crate) unsafe fn run(path: IsaPath, kind: Kind, rows: usize, panels: usize, 
         Isa::Avx512 => unsafe { super::avx512::run(kind, rows, panels, args) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: passed on.
-        Isa::Avx2 => unsafe { super::avx2::run(kind, rows, panels, args) },
+        Isa::Avx2 => unsafe { super::fma::run::<crate::avx2::Registers>(kind, rows, panels, args) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: passed on.
-        Isa::Neon => unsafe { super::neon::run(kind, rows, panels, args) },
+        Isa::Neon => unsafe { super::fma::run::<crate::neon::Registers>(kind, rows, panels, args) },
         // SAFETY: passed on.
         _ => unsafe { super::scalar::run(kind, rows, panels, args) },
     }
