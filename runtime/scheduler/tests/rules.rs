@@ -139,6 +139,28 @@ fn a_prompt_of_whole_blocks_keeps_its_last_one_to_itself() {
     assert_eq!(step(&mut scheduler), [(1, 16, 1, 1), (2, 12, 4, 1)]);
 }
 
+/// 2 is preempted with a long answer, and is computing it anew when 3 could take the blocks of their prompt over. What then
+/// leaves the window of 2 would stay with 3, and as much is promised to 2 again: more than there is.
+#[test]
+fn a_window_is_not_shared_with_an_answer_that_is_recomputed() {
+    let groups = vec![GroupLimits { n_blocks: 11, window: Some(13) }];
+    let (max_batch, chunk_limit) = (2, Some(1));
+    let limits = Limits { max_batch, max_num_tokens: 3, groups, block_tokens: 2, chunk_limit, ..limits() };
+    let mut scheduler = Scheduler::new(limits).unwrap();
+    let shared = |id, max_new_tokens| NewSequence {
+        share_prefix_of: Some(SeqId(id - 1)),
+        ..sequence(id, 11, max_new_tokens)
+    };
+    for new in [sequence(1, 11, 37), shared(2, 32), shared(3, 5)] {
+        scheduler.add(new).unwrap();
+    }
+    while !scheduler.is_idle() {
+        step(&mut scheduler);
+    }
+    let stats = scheduler.stats();
+    assert_eq!((stats.n_preemptions, stats.n_shared_tokens), (1, 10), "2 took 10 from 1, 3 none from 2");
+}
+
 #[test]
 fn refusals_name_the_numbers() {
     let mut scheduler = Scheduler::new(Limits { max_queue: 2, groups: pool(10), ..limits() }).unwrap();
