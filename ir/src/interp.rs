@@ -1,4 +1,4 @@
-//! The reference interpreter: what it says is the meaning of a graph. f32, slow, no tricks.
+//! The reference interpreter: what it says is the meaning of a graph. f32, slow, no tricks but those of [`crate::matmul`].
 //!
 //! Needs: a graph that the verifier accepts (checked once, in [`Interpreter::new`]). Keeps: every value rounded to its
 //! declared type, in the summation orders of the numeric contract, so that chunking and batching change no bit.
@@ -35,6 +35,9 @@ pub trait WeightSource {
     fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor, String> {
         self.tensor(name)?.rows(rows)
     }
+
+    /// Takes back a tensor that it gave and nobody needs any more, perhaps to read the next one into its memory.
+    fn recycle(&self, _tensor: Tensor) {}
 }
 
 impl WeightSource for BTreeMap<String, Tensor> {
@@ -107,6 +110,8 @@ pub struct EvalCx<'a> {
     outs: Vec<(DType, Vec<usize>)>,
     places: &'a [Place],
     kv: &'a mut KvState,
+    /// Threads that share the work; no result depends on them.
+    pub(crate) threads: usize,
 }
 
 impl EvalCx<'_> {
@@ -171,6 +176,7 @@ pub struct Interpreter<'a> {
     source: &'a dyn WeightSource,
     kept: Vec<OnceCell<Value>>,
     keep: bool,
+    threads: usize,
 }
 
 impl<'a> Interpreter<'a> {
@@ -180,12 +186,18 @@ impl<'a> Interpreter<'a> {
     /// [`IrError::Invalid`] if the verifier refuses the graph.
     pub fn new(graph: &'a Graph, source: &'a dyn WeightSource) -> Result<Self, IrError> {
         verify(graph)?;
-        Ok(Self { graph, source, kept: vec![OnceCell::new(); graph.weights.len()], keep: true })
+        Ok(Self { graph, source, kept: vec![OnceCell::new(); graph.weights.len()], keep: true, threads: 1 })
     }
 
     /// Reads weights again at each use instead of keeping them, for models larger than memory.
     pub fn streaming(mut self) -> Self {
         self.keep = false;
+        self
+    }
+
+    /// Shares projections and attention out to as many threads, in place of one. No bit depends on how many.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
         self
     }
 
@@ -241,7 +253,7 @@ impl<'a> Interpreter<'a> {
                 .collect();
             let inputs = inputs.ok_or_else(|| fail("an operand has no value".into()))?;
             let outs = self.result_shapes(node, &bindings).map_err(fail)?;
-            let mut cx = EvalCx { outs, places: &places, kv };
+            let mut cx = EvalCx { outs, places: &places, kv, threads: self.threads };
             let results = node.op.eval(&inputs, &mut cx).map_err(fail)?;
             for (&out, mut value) in node.outputs.iter().zip(results) {
                 if let Value::Tensor(t) = &mut value {
@@ -251,6 +263,13 @@ impl<'a> Interpreter<'a> {
                     watch(g.value_name(out), t);
                 }
                 values.insert(out, value);
+            }
+            for (v, weight) in weights {
+                if let (Def::Weight(w), Cow::Owned(Value::Tensor(tensor))) = (g.value(v).def, weight)
+                    && matches!(g.weight_data(w).expr, WeightExpr::Tensor(_))
+                {
+                    self.source.recycle(tensor);
+                }
             }
             for v in &node.inputs {
                 if last_use.get(v) == Some(&at) {
@@ -440,7 +459,8 @@ pub(crate) mod testing {
         let outs = op.infer(&Args::new(&facts.iter().collect::<Vec<_>>(), None))?;
         let outs: Vec<_> = outs.iter().map(|f| (f.dtype().unwrap(), f.fixed_shape().unwrap())).collect();
         let mut kv = KvState::new(None);
-        let results = op.eval(inputs, &mut EvalCx { outs: outs.clone(), places: &[], kv: &mut kv })?;
+        let results =
+            op.eval(inputs, &mut EvalCx { outs: outs.clone(), places: &[], kv: &mut kv, threads: 1 })?;
         for (result, (dtype, shape)) in results.iter().zip(outs) {
             let t = result.tensor().unwrap();
             assert_eq!((t.dtype, &t.shape, t.len()), (dtype, &shape, shape.iter().product()));

@@ -24,10 +24,12 @@ pub mod filetest;
 pub mod graph;
 pub mod interp;
 pub mod kv;
+mod matmul;
 pub mod op;
 pub mod ops;
 #[cfg(test)]
 mod oracle_tests;
+mod parallel;
 pub mod patch;
 #[cfg(test)]
 mod rewrite_tests;

@@ -38,7 +38,7 @@ fn with_step_size(d: &Decoder, tokens: usize) -> Graph {
 }
 
 #[test]
-fn chunking_changes_no_bit() {
+fn chunking_and_threads_change_no_bit() {
     let d = Decoder::plain(1);
     let g = with_step_size(&d, 300);
     let weights = d.weights(&g);
@@ -48,6 +48,10 @@ fn chunking_changes_no_bit() {
     assert_eq!(whole.0.len(), 300 * d.vocab);
     for chunk in [1, 7, 64, 128, 129] {
         assert!(in_chunks(&run, &g, &tokens, chunk) == whole, "chunks of {chunk}");
+    }
+    for threads in [2, 3, 7] {
+        let run = Interpreter::new(&g, &weights).unwrap().threads(threads);
+        assert!(in_chunks(&run, &g, &tokens, 300) == whole, "{threads} threads");
     }
 }
 

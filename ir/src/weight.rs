@@ -236,7 +236,12 @@ impl WeightExpr {
                 (dtype, (0..pick.rows()).flat_map(row).copied().collect())
             }
         };
-        Ok(Some(Tensor::float(dtype, shape.to_vec(), data)))
+        let shape = shape.to_vec();
+        Ok(Some(match self {
+            WeightExpr::Cast(..) => Tensor::float(dtype, shape, data),
+            // Elements of operands are numbers of their type already.
+            _ => Tensor { dtype, shape, data: Data::Float(data) },
+        }))
     }
 }
 

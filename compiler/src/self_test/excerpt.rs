@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use lathe_ir::entity::{Id, NodeId, ValueId, WeightId};
+use lathe_ir::ops::Op;
 use lathe_ir::weight::WeightExpr;
 use lathe_ir::{Def, Facts, Graph};
 
@@ -27,6 +28,8 @@ pub struct Excerpt<'a> {
     pub alias: HashMap<ValueId, ValueId>,
     /// Weights that are replaced, by node and operand.
     pub stand_ins: HashMap<(NodeId, usize), StandIn>,
+    /// What the excerpt returns.
+    pub outputs: &'a [ValueId],
 }
 
 impl Excerpt<'_> {
@@ -83,10 +86,8 @@ impl Excerpt<'_> {
             values.extend(node.outputs.iter().copied().zip(outputs));
         }
         let outputs: Option<Vec<ValueId>> =
-            from.outputs().iter().map(|v| values.get(&self.source(*v)).copied()).collect();
-        to.set_outputs(
-            &outputs.ok_or_else(|| CompileError::Bug("an excerpt without the graph's result".into()))?,
-        );
+            self.outputs.iter().map(|v| values.get(&self.source(*v)).copied()).collect();
+        to.set_outputs(&outputs.ok_or_else(|| CompileError::Bug("an excerpt without its result".into()))?);
         to.remove_dead();
         Ok(to)
     }
@@ -146,7 +147,21 @@ pub fn first_and_last_layer(graph: &Graph) -> Result<Option<Graph>> {
         alias.insert(late, early);
     }
     let kept = nodes[..after_first].iter().chain(&nodes[before_last..]).copied().collect();
-    Excerpt { graph, nodes: kept, alias, stand_ins: HashMap::new() }.build().map(Some)
+    Excerpt { graph, nodes: kept, alias, stand_ins: HashMap::new(), outputs: graph.outputs() }
+        .build()
+        .map(Some)
+}
+
+/// The graph up to its first router, whose logits it returns. `None` without routers.
+///
+/// # Errors
+/// As [`Excerpt::build`].
+pub fn first_router(graph: &Graph) -> Result<Option<Graph>> {
+    let nodes: Vec<NodeId> = graph.nodes().map(|(id, _)| id).collect();
+    let Some(at) = nodes.iter().position(|&id| matches!(graph.op(id), Op::TopK(_))) else { return Ok(None) };
+    let outputs = &graph.node(nodes[at]).inputs[..1];
+    let (nodes, alias, stand_ins) = (nodes[..at].to_vec(), HashMap::new(), HashMap::new());
+    Excerpt { graph, nodes, alias, stand_ins, outputs }.build().map(Some)
 }
 
 /// Positions in the node order where exactly one tensor that a node computed is still needed, and that tensor.

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use lathe_ir::entity::{NodeId, WeightId};
 use lathe_ir::ops::Op;
@@ -24,7 +25,17 @@ pub struct Question<'a> {
     /// Columns of its result that hold the logits of the ids, in their order.
     columns: Vec<usize>,
     parts: Parts<'a>,
+    threads: usize,
 }
+
+/// Most tokens and sequences of a step that a question's graph takes, whatever the plan's limits are: how tokens are cut into
+/// steps changes no bit.
+pub const LARGEST_STEP: usize = 1024;
+/// Tokens of a step of an answer: few enough that its values are small beside a layer's weights, which are read again
+/// for the next.
+const STEP_TOKENS: usize = 256;
+/// Elements of a tensor from which on its memory is worth keeping, and more than one thread is worth it to read it.
+const LARGE: usize = 1 << 20;
 
 impl<'a> Question<'a> {
     /// Asks for the logits of `ids` after each of `token_ids`.
@@ -37,7 +48,7 @@ impl<'a> Question<'a> {
         token_ids: &[u32],
         ids: &[u32],
     ) -> Result<Self> {
-        let mut parts = Parts { graph, source, rows: HashMap::new() };
+        let mut parts = Parts { graph, source, rows: HashMap::new(), threads: 1, spare: Mutex::default() };
         let mut stand_ins = HashMap::new();
         let mut tokens: Vec<i32> = token_ids.iter().map(|&t| t as i32).collect();
         let mut columns: Vec<usize> = ids.iter().map(|&i| i as usize).collect();
@@ -53,17 +64,37 @@ impl<'a> Question<'a> {
             columns = (0..ids.len()).collect();
         }
         let nodes = graph.nodes().map(|(id, _)| id).collect();
-        let graph = Excerpt { graph, nodes, alias: HashMap::new(), stand_ins }.build()?;
-        Ok(Question { graph, tokens, columns, parts })
+        let mut graph =
+            Excerpt { graph, nodes, alias: HashMap::new(), stand_ins, outputs: graph.outputs() }.build()?;
+        for id in ["t", "r", "s"].iter().filter_map(|name| graph.find_symbol(name)).collect::<Vec<_>>() {
+            let (min, max) = (graph.symbols()[id].min, graph.symbols()[id].max);
+            graph.set_bounds(id, min, max.max(LARGEST_STEP));
+        }
+        Ok(Question { graph, tokens, columns, parts, threads: 1 })
     }
 
-    /// Where the interpreter finds the tensors of [`Question::graph`].
-    pub fn source(&self) -> &dyn WeightSource {
-        &self.parts
+    /// Reads weights and answers on as many threads, in place of one. No bit depends on how many.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self.parts.threads = threads.max(1);
+        self
     }
 
-    /// The logits that were asked for, `[tokens, ids]`, by the interpreter, which reads weights when it needs them and keeps
-    /// none.
+    /// Columns of the graph's result.
+    pub fn width(&self) -> usize {
+        let result = self.graph.outputs().first().map(|&v| self.graph.facts(v).shape());
+        result.and_then(|shape| shape.last()?.as_const()).unwrap_or(0)
+    }
+
+    /// The interpreter of [`Question::graph`], which reads weights when it needs them and keeps none.
+    ///
+    /// # Errors
+    /// A graph that the interpreter cannot run.
+    pub fn interpreter(&self) -> Result<Interpreter<'_>> {
+        Ok(Interpreter::new(&self.graph, &self.parts)?.streaming().threads(self.threads))
+    }
+
+    /// The logits that were asked for, `[tokens, ids]`.
     ///
     /// # Errors
     /// A tensor that cannot be read, or a graph that the interpreter cannot run.
@@ -77,15 +108,11 @@ impl<'a> Question<'a> {
     /// # Errors
     /// As [`Question::answer`].
     pub fn answer_watched(&self, watch: &mut dyn FnMut(usize, &str, &mut Tensor)) -> Result<Vec<f32>> {
-        let interpreter = Interpreter::new(&self.graph, self.source())?.streaming();
+        let interpreter = self.interpreter()?;
         let mut kv = KvState::new(self.graph.cache());
-        let bound = |name: &str| {
-            let symbol = self.graph.find_symbol(name);
-            symbol.map_or(usize::MAX, |id| self.graph.symbols()[id].max).max(1)
-        };
-        let (step, mut all) = (bound("t").min(bound("r")), Vec::new());
-        for start in (0..self.tokens.len()).step_by(step) {
-            let end = start.saturating_add(step).min(self.tokens.len());
+        let mut all = Vec::new();
+        for start in (0..self.tokens.len()).step_by(STEP_TOKENS) {
+            let end = (start + STEP_TOKENS).min(self.tokens.len());
             let mut watch = |name: &str, value: &mut Tensor| watch(start, name, value);
             let outputs = interpreter.run_watched(&self.batch(start, end), &mut kv, &mut watch)?;
             let bug = |what: &str| CompileError::Bug(format!("question: {what}"));
@@ -132,6 +159,9 @@ struct Parts<'a> {
     graph: &'a Graph,
     source: &'a dyn TensorSource,
     rows: HashMap<String, Tensor>,
+    threads: usize,
+    /// Memory of a large tensor that the interpreter gave back: fresh pages cost as much as reading into them.
+    spare: Mutex<Vec<f32>>,
 }
 
 impl Parts<'_> {
@@ -139,7 +169,9 @@ impl Parts<'_> {
         let stream = Rows::of_weight(self.graph, weight, self.source)?;
         let mut data = Vec::with_capacity(rows.len() * stream.row_len);
         for &row in rows {
-            data.extend(floats(&stream, self.source, row as usize..row as usize + 1)?);
+            let mut one = vec![0.0; stream.row_len];
+            widened(&stream, self.source, row as usize..row as usize + 1, &mut one)?;
+            data.extend(one);
         }
         let mut shape = self.graph.weight_facts(weight).fixed_shape().unwrap_or_default();
         if let Some(first) = shape.first_mut() {
@@ -169,15 +201,55 @@ impl WeightSource for Parts<'_> {
             Some(info) if info.shape.len() > 1 => vec![rows.len(), stream.row_len],
             _ => vec![rows.len()],
         };
-        let data = floats(&stream, self.source, rows).map_err(|e| e.to_string())?;
+        let len = rows.len() * stream.row_len;
+        let mut data = Vec::new();
+        if len >= LARGE {
+            data = std::mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        if data.capacity() > 2 * len {
+            data = Vec::new();
+        }
+        data.resize(len, 0.0);
+        let threads = if len < LARGE { 1 } else { self.threads };
+        shared_out(&stream, self.source, rows, &mut data, threads).map_err(|e| e.to_string())?;
         // Every stored value is representable in its own type: nothing is left to round.
         Ok(Tensor { dtype: stream.dtype, shape, data: Data::Float(data) })
     }
+
+    fn recycle(&self, tensor: Tensor) {
+        if let Data::Float(data) = tensor.data {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            if data.capacity() > spare.capacity() {
+                *spare = data;
+            }
+        }
+    }
 }
 
-/// Rows as f32, widened block by block.
-fn floats(stream: &Rows, source: &dyn TensorSource, rows: Range<usize>) -> Result<Vec<f32>> {
-    let mut out = vec![0.0; rows.len() * stream.row_len];
+/// Widens rows, each thread its share.
+fn shared_out(
+    stream: &Rows,
+    source: &dyn TensorSource,
+    rows: Range<usize>,
+    out: &mut [f32],
+    threads: usize,
+) -> Result<()> {
+    if threads == 1 {
+        return widened(stream, source, rows, out);
+    }
+    let share = rows.len().div_ceil(threads);
+    let end = rows.end;
+    let parts = rows.step_by(share).zip(out.chunks_mut(share * stream.row_len));
+    let read = |(start, out)| widened(stream, source, start..(start + share).min(end), out);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = parts.map(|part| scope.spawn(move || read(part))).collect();
+        let panicked = |_| Err(CompileError::Bug("a reader of weights panicked".into()));
+        readers.into_iter().try_for_each(|reader| reader.join().unwrap_or_else(panicked))
+    })
+}
+
+/// Widens rows block by block.
+fn widened(stream: &Rows, source: &dyn TensorSource, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
     let step = ((256 << 10) / stream.row_bytes().max(1)).max(1);
     let mut block = Vec::new();
     let starts = rows.clone().step_by(step);
@@ -187,5 +259,5 @@ fn floats(stream: &Rows, source: &dyn TensorSource, rows: Range<usize>) -> Resul
         stream.read(source, start..end, &mut block)?;
         widen(&block, stream.dtype, out);
     }
-    Ok(out)
+    Ok(())
 }

@@ -10,9 +10,9 @@ use lathe_api::{
     Engine, EngineError, SampleRow, SamplingParams, SeqStep, Slot, SlotState, StepOutput, StepPlan,
     TokenSource, Wanted,
 };
-use lathe_cpu::CpuEngine;
+use lathe_cpu::{CpuEngine, Observed};
 use lathe_ir::entity::NodeId;
-use lathe_ir::{Data, Graph, Interpreter, KvState, Tensor};
+use lathe_ir::{Data, Graph, KvState, Tensor};
 use lathe_kernels::tolerance::{self, Tolerance};
 use lathe_numerics::DType;
 use lathe_plan::schema::{Place, Program};
@@ -21,6 +21,10 @@ use super::choices::Choices;
 use crate::emit::rows::widen;
 use crate::error::{CompileError, Result};
 use crate::self_test::question::Question;
+
+/// Tokens whose launches are held at once: several steps of the engine are one of the interpreter, which reads every weight
+/// for each of its own.
+const HELD_TOKENS: usize = 128;
 
 /// What one launch was held to.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -96,7 +100,7 @@ impl Asked<'_> {
         &mut self,
         start: usize,
         end: usize,
-        observe: &mut (dyn FnMut(lathe_cpu::Observed<'_>) + Send + Sync),
+        observe: &mut (dyn FnMut(Observed<'_>) + Send + Sync),
     ) -> Result<()> {
         let info = self.engine.info().clone();
         if start == 0 {
@@ -164,26 +168,26 @@ impl Asked<'_> {
         }
         let bounds: Vec<Tolerance> = nodes.iter().map(|&id| self.bound(graph, id)).collect();
         let logits = graph.outputs().first().map(|&v| graph.value_name(v)).unwrap_or_default();
-        let interpreter = Interpreter::new(&question.graph, question.source())?.streaming();
+        let interpreter = question.interpreter()?;
         let mut kv = KvState::new(question.graph.cache());
         let mut checks: Vec<Option<LaunchCheck>> = vec![None; nodes.len()];
-        let n = self.token_ids.len();
-        for start in (0..n).step_by(self.step_len()) {
-            let end = (start + self.step_len()).min(n);
-            let mut seen: HashMap<(usize, usize), Tensor> = HashMap::new();
-            self.step(start, end, &mut |o| {
-                let mut data = vec![0.0; o.rows * o.cols];
-                widen_any(o.bytes, o.dtype, &mut data);
-                let tensor = Tensor { dtype: o.dtype, shape: vec![o.rows, o.cols], data: Data::Float(data) };
-                seen.insert((o.launch, o.output), tensor);
-            })?;
+        let (n, step) = (self.token_ids.len(), self.step_len());
+        let ids = (question.width() == self.ids.len()).then_some(self.ids);
+        let group = step * (HELD_TOKENS / step).max(1);
+        for start in (0..n).step_by(group) {
+            let end = (start + group).min(n);
+            let mut seen: HashMap<(usize, usize), Seen> = HashMap::new();
+            for from in (start..end).step_by(step) {
+                self.step(from, (from + step).min(end), &mut |o| {
+                    let at = (o.launch, o.output);
+                    let ids = ids.filter(|_| outputs.get(logits) == Some(&at));
+                    seen.entry(at).or_default().push(&o, ids);
+                })?;
+            }
             let mut mismatch = None;
             interpreter.run_watched(&question.batch(start, end), &mut kv, &mut |name, tensor| {
                 let Some(&(launch, output)) = outputs.get(name) else { return };
-                let Some(mut got) = seen.remove(&(launch, output)) else { return };
-                if name == logits {
-                    got = logits_of(got, self.ids, tensor.row_len());
-                }
+                let Some(got) = seen.remove(&(launch, output)).map(Seen::tensor) else { return };
                 if got.len() != tensor.len() {
                     mismatch
                         .get_or_insert_with(|| format!("%{name}: {:?} and {:?}", got.shape, tensor.shape));
@@ -251,15 +255,39 @@ impl Asked<'_> {
     }
 }
 
-/// Bytes of any element type as numbers: indices are whole and small.
-fn widen_any(bytes: &[u8], dtype: DType, to: &mut [f32]) {
-    match dtype {
-        DType::I32 | DType::U32 => {
-            for (word, to) in bytes.as_chunks::<4>().0.iter().zip(to) {
-                *to = i32::from_le_bytes(*word) as f32;
-            }
+/// What one output of a launch was over some steps, as the engine holds it.
+#[derive(Default)]
+struct Seen {
+    of: Option<(DType, usize)>,
+    bytes: Vec<u8>,
+}
+
+impl Seen {
+    /// Appends the rows of a step, of all columns or those of `ids`.
+    fn push(&mut self, seen: &Observed<'_>, ids: Option<&[u32]>) {
+        let size = seen.dtype.size();
+        self.of = Some((seen.dtype, ids.map_or(seen.cols, <[u32]>::len)));
+        let Some(ids) = ids else { return self.bytes.extend_from_slice(seen.bytes) };
+        for row in seen.bytes.chunks_exact((seen.cols * size).max(1)) {
+            let picked = ids.iter().filter_map(|&id| row.get(id as usize * size..(id as usize + 1) * size));
+            self.bytes.extend(picked.flatten());
         }
-        DType::F32 | DType::F16 | DType::BF16 => widen(bytes, dtype, to),
+    }
+
+    /// As numbers: indices are whole and small.
+    fn tensor(self) -> Tensor {
+        let (dtype, cols) = self.of.unwrap_or((DType::F32, 0));
+        let mut data = vec![0.0; self.bytes.len() / dtype.size()];
+        match dtype {
+            DType::I32 | DType::U32 => {
+                for (word, to) in self.bytes.as_chunks::<4>().0.iter().zip(&mut data) {
+                    *to = i32::from_le_bytes(*word) as f32;
+                }
+            }
+            DType::F32 | DType::F16 | DType::BF16 => widen(&self.bytes, dtype, &mut data),
+        }
+        let rows = data.len().checked_div(cols).unwrap_or(0);
+        Tensor { dtype, shape: vec![rows, cols], data: Data::Float(data) }
     }
 }
 
@@ -268,17 +296,6 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
         Data::Float(data) => data.clone(),
         Data::Int(data) => data.iter().map(|&x| x as f32).collect(),
     }
-}
-
-/// The logits of `ids` where the question asks for no others, else all of them.
-fn logits_of(all: Tensor, ids: &[u32], width: usize) -> Tensor {
-    if width != ids.len() {
-        return all;
-    }
-    let wide = all.row_len().max(1);
-    let pick = |row: &[f32]| ids.iter().filter_map(|&id| row.get(id as usize).copied()).collect::<Vec<_>>();
-    let data: Vec<f32> = numbers(&all).chunks_exact(wide).flat_map(pick).collect();
-    Tensor { dtype: all.dtype, shape: vec![all.len() / wide, width], data: Data::Float(data) }
 }
 
 /// Lets the interpreter go on from the engine's value.

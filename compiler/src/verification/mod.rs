@@ -178,14 +178,14 @@ pub fn verify(
     let launches = match request.layers {
         true => {
             let graph = lowered.graph(&Target::Cpu)?;
-            asked.compare(graph, &Question::new(graph, source, &token_ids, &ids)?)?
+            asked.compare(graph, &Question::new(graph, source, &token_ids, &ids)?.threads(threads))?
         }
         false => Vec::new(),
     };
     let mut choices = Choices::new(&imported.graph, program);
     let got = asked.logits(&mut choices)?;
     let bound = logit_tolerance(imported.dtype);
-    let question = Question::new(&imported.graph, source, &token_ids, &ids)?;
+    let question = Question::new(&imported.graph, source, &token_ids, &ids)?.threads(threads);
     let want =
         question.answer_watched(&mut |start, name, value| choices.follow(name, start, value, bound))?;
     if got.len() != want.len() {

@@ -17,6 +17,7 @@ use lathe_numerics::{DType, exp};
 use crate::facts::{Dim, Facts};
 use crate::interp::EvalCx;
 use crate::op::{Args, Attrs, Operation, dim_is, float_out};
+use crate::parallel;
 use crate::tensor::Value;
 
 /// `q: float[t, heads * head_dim]`, the state after this layer's append, and `sinks: float[heads]` if there are any, give
@@ -155,15 +156,18 @@ impl Operation for Attention {
         let (d, stride) = (self.head_dim, self.kv_heads * self.head_dim);
         let q = inputs[0].floats()?;
         let sinks = inputs.get(2).map(|s| s.floats()).transpose()?;
-        let mut out = Vec::with_capacity(q.len());
-        for (i, row) in q.chunks_exact(self.heads * d).enumerate() {
-            let (keys, values) = cx.visible(self.layer, i)?;
-            for (h, head) in row.chunks_exact(d).enumerate() {
+        let width = self.heads * d;
+        let seen: Vec<_> =
+            (0..q.len() / width).map(|i| cx.visible(self.layer, i)).collect::<Result<_, _>>()?;
+        let mut out = vec![0.0; q.len()];
+        let rows = out.chunks_exact_mut(width).zip(q.chunks_exact(width)).zip(seen);
+        parallel::for_each(cx.threads, rows, |((out, row), (keys, values))| {
+            for (h, (out, head)) in out.chunks_exact_mut(d).zip(row.chunks_exact(d)).enumerate() {
                 let first = h / (self.heads / self.kv_heads) * d;
                 let sink = sinks.map(|s| s[h]);
-                out.extend(self.attend(head, &keys[first..], &values[first..], stride, sink));
+                out.copy_from_slice(&self.attend(head, &keys[first..], &values[first..], stride, sink));
             }
-        }
+        });
         Ok(vec![cx.finish(0, out)])
     }
 

@@ -68,19 +68,26 @@ pub(super) fn check<'a>(args: &Args<'a>, experts: usize) -> Result<Experts<'a>, 
 }
 
 /// Evaluates operands that passed [`check`], unrounded: `[t * choices, n]`.
-pub(super) fn apply(inputs: &[&Value], experts: usize) -> Result<Vec<f32>, String> {
+pub(super) fn apply(inputs: &[&Value], experts: usize, cx: &EvalCx<'_>) -> Result<Vec<f32>, String> {
     let (x, ids, w) = (inputs[0].tensor()?, inputs[1].tensor()?, inputs[2].tensor()?);
     let bias = inputs.get(3).map(|b| b.floats()).transpose()?;
     let (n, k, choices) = (w.shape[0] / experts, w.shape[1], ids.row_len());
     let (x, weights) = (x.floats()?.chunks_exact(k).collect::<Vec<_>>(), w.floats()?);
     let shared = x.len() < ids.len();
-    let mut out = Vec::with_capacity(ids.len() * n);
+    let mut chosen_by = vec![Vec::new(); experts];
     for (at, &id) in ids.ints()?.iter().enumerate() {
-        let e = usize::try_from(id).ok().filter(|e| *e < experts);
-        let e = e.ok_or_else(|| format!("expert {id} is outside {experts} experts"))?;
-        let row = x[if shared { at / choices } else { at }];
+        let expert = usize::try_from(id).ok().and_then(|e| chosen_by.get_mut(e));
+        expert.ok_or_else(|| format!("expert {id} is outside {experts} experts"))?.push(at);
+    }
+    let mut out = vec![0.0; ids.len() * n];
+    for (e, chosen_by) in chosen_by.iter().enumerate().filter(|(_, by)| !by.is_empty()) {
+        let rows = chosen_by.iter().flat_map(|&at| x[if shared { at / choices } else { at }]);
+        let rows: Vec<f32> = rows.copied().collect();
         let bias = bias.map(|b| &b[e * n..(e + 1) * n]);
-        out.extend(linear::product(row, &weights[e * n * k..(e + 1) * n * k], bias, n, k));
+        let ys = linear::product(&rows, &weights[e * n * k..(e + 1) * n * k], bias, n, k, cx.threads);
+        for (at, y) in chosen_by.iter().zip(ys.chunks_exact(n)) {
+            out[at * n..(at + 1) * n].copy_from_slice(y);
+        }
     }
     Ok(out)
 }
@@ -109,7 +116,7 @@ impl Operation for ExpertLinear {
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
-        Ok(vec![cx.finish(0, apply(inputs, self.experts)?)])
+        Ok(vec![cx.finish(0, apply(inputs, self.experts, cx)?)])
     }
 
     fn is_rowwise(&self, input: usize) -> bool {

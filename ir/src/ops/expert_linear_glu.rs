@@ -57,7 +57,7 @@ impl Operation for ExpertLinearGlu {
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let width = inputs[2].tensor()?.shape[0] / self.experts;
-        let gate_up = expert_linear::apply(inputs, self.experts)?;
+        let gate_up = expert_linear::apply(inputs, self.experts, cx)?;
         Ok(vec![cx.finish(0, glu::gated(&gate_up, self.act, width, self.cols, self.interleave))])
     }
 

@@ -4,10 +4,11 @@
 //! in f32, the slices are folded left, the bias is added last, the activation, if any, is of that sum. One rounding, to
 //! `out`: bit for bit `activation` behind an f32 projection.
 
-use lathe_numerics::{Activation, DType, gemm_slices};
+use lathe_numerics::{Activation, DType};
 
 use crate::facts::{Bindings, Dim, Facts};
 use crate::interp::EvalCx;
+use crate::matmul::matmul;
 use crate::op::{Args, Attrs, Cost, Operation, elements, float_out, same_dim};
 use crate::tensor::Value;
 
@@ -26,47 +27,16 @@ impl Default for Linear {
     }
 }
 
-/// Rows of `x`, and rows of the weight, that are multiplied together, so that the inner loops run over independent
-/// sums and the weight is read as it lies.
-const LANES: usize = 4;
-const BLOCK: usize = 4;
-
 /// The product, unrounded: `x` is `[t, k]`, `w` is `[n, k]`.
-pub(super) fn product(x: &[f32], w: &[f32], bias: Option<&[f32]>, n: usize, k: usize) -> Vec<f32> {
-    let depth = k / gemm_slices(n, k);
-    let mut out = vec![0.0; x.len() / k * n];
-    let mut columns = vec![[0.0_f32; LANES]; k];
-    for (rows, ys) in x.chunks(LANES * k).zip(out.chunks_mut(LANES * n)) {
-        for (lane, row) in rows.chunks_exact(k).enumerate() {
-            columns.iter_mut().zip(row).for_each(|(column, v)| column[lane] = *v);
-        }
-        for first in (0..n).step_by(BLOCK) {
-            // A last block that is short repeats its last row.
-            let features: [&[f32]; BLOCK] = std::array::from_fn(|r| &w[(first + r).min(n - 1) * k..][..k]);
-            let mut total = [[0.0_f32; LANES]; BLOCK];
-            for from in (0..k).step_by(depth) {
-                let [a, b, c, d] = features.map(|f| &f[from..from + depth]);
-                let mut sum = [[0.0_f32; LANES]; BLOCK];
-                for ((((x, a), b), c), d) in columns[from..from + depth].iter().zip(a).zip(b).zip(c).zip(d) {
-                    for (sum, v) in sum.iter_mut().zip([a, b, c, d]) {
-                        for lane in 0..LANES {
-                            sum[lane] += x[lane] * v;
-                        }
-                    }
-                }
-                if from == 0 {
-                    total = sum;
-                } else {
-                    total.as_flattened_mut().iter_mut().zip(sum.as_flattened()).for_each(|(t, s)| *t += s);
-                }
-            }
-            for (lane, y) in ys.chunks_exact_mut(n).enumerate() {
-                for (y, total) in y[first..].iter_mut().zip(&total) {
-                    *y = total[lane];
-                }
-            }
-        }
-    }
+pub(super) fn product(
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    n: usize,
+    k: usize,
+    threads: usize,
+) -> Vec<f32> {
+    let mut out = matmul(x, w, n, k, threads);
     if let Some(bias) = bias {
         for y in out.chunks_exact_mut(n) {
             y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
@@ -91,10 +61,10 @@ pub(super) fn check<'a>(args: &Args<'a>) -> Result<(&'a Dim, usize), String> {
 }
 
 /// Evaluates operands that passed [`check`], unrounded.
-pub(super) fn apply(inputs: &[&Value]) -> Result<Vec<f32>, String> {
+pub(super) fn apply(inputs: &[&Value], cx: &EvalCx<'_>) -> Result<Vec<f32>, String> {
     let w = inputs[1].tensor()?;
     let bias = inputs.get(2).map(|b| b.floats()).transpose()?;
-    Ok(product(inputs[0].floats()?, w.floats()?, bias, w.shape[0], w.shape[1]))
+    Ok(product(inputs[0].floats()?, w.floats()?, bias, w.shape[0], w.shape[1], cx.threads))
 }
 
 /// Operands and results moved once; two operations per product.
@@ -118,7 +88,7 @@ impl Operation for Linear {
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
-        let mut y = apply(inputs)?;
+        let mut y = apply(inputs, cx)?;
         if let Some(act) = self.act {
             y.iter_mut().for_each(|y| *y = act.apply(*y));
         }
@@ -140,6 +110,8 @@ impl Operation for Linear {
 
 #[cfg(test)]
 mod tests {
+    use lathe_numerics::gemm_slices;
+
     use super::*;
     use crate::interp::testing::{eval, floats, try_eval, vector};
 
@@ -166,7 +138,7 @@ mod tests {
         x[0] = 16_777_216.0;
         x[1] = 1.0;
         x[512..516].fill(1.0);
-        let got = product(&x, &vec![1.0; 1024], None, 1, 1024);
+        let got = product(&x, &vec![1.0; 1024], None, 1, 1024, 1);
         assert_eq!(got, [16_777_220.0]);
     }
 

@@ -30,7 +30,8 @@ impl Operation for LinearAdd {
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let (residual, projection) = (inputs[1], [&inputs[..1], &inputs[2..]].concat());
-        let sum = linear::apply(&projection)?.iter().zip(residual.floats()?).map(|(a, b)| a + b).collect();
+        let sum =
+            linear::apply(&projection, cx)?.iter().zip(residual.floats()?).map(|(a, b)| a + b).collect();
         Ok(vec![cx.finish(0, sum)])
     }
 

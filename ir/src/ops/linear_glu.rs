@@ -52,9 +52,10 @@ impl Operation for LinearGlu {
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let width = inputs[1].tensor()?.shape[0];
-        Ok(vec![
-            cx.finish(0, glu::activate(&linear::apply(inputs)?, self.act, width, self.cols, self.interleave)),
-        ])
+        Ok(vec![cx.finish(
+            0,
+            glu::activate(&linear::apply(inputs, cx)?, self.act, width, self.cols, self.interleave),
+        )])
     }
 
     fn is_rowwise(&self, input: usize) -> bool {

@@ -39,10 +39,10 @@ pub(super) fn behind_norm(
 }
 
 /// The projection of normed rows, unrounded: operands `x, @norm, @w, [@bias]`.
-pub(super) fn apply(inputs: &[&Value], eps: f32) -> Result<Vec<f32>, String> {
+pub(super) fn apply(inputs: &[&Value], eps: f32, cx: &EvalCx<'_>) -> Result<Vec<f32>, String> {
     let normed = rms_norm::apply(inputs[0], inputs[1], eps)?;
     let operands: Vec<&Value> = std::iter::once(&normed).chain(inputs[2..].iter().copied()).collect();
-    linear::apply(&operands)
+    linear::apply(&operands, cx)
 }
 
 impl Operation for NormLinear {
@@ -58,7 +58,7 @@ impl Operation for NormLinear {
     }
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
-        Ok(vec![cx.finish(0, apply(inputs, self.eps)?)])
+        Ok(vec![cx.finish(0, apply(inputs, self.eps, cx)?)])
     }
 
     fn is_rowwise(&self, input: usize) -> bool {

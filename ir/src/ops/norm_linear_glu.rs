@@ -51,7 +51,7 @@ impl Operation for NormLinearGlu {
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let width = inputs[2].tensor()?.shape[0];
-        let projection = norm_linear::apply(inputs, self.eps)?;
+        let projection = norm_linear::apply(inputs, self.eps, cx)?;
         Ok(vec![cx.finish(0, glu::activate(&projection, self.act, width, self.cols, self.interleave))])
     }
 

@@ -77,7 +77,7 @@ impl Operation for NormLinearRopeAppend {
 
     fn eval(&self, inputs: &[&Value], cx: &mut EvalCx<'_>) -> Result<Vec<Value>, String> {
         let projection = [&inputs[..ROTATION.start], &inputs[ROTATION.end..]].concat();
-        let qkv = norm_linear::apply(&projection, self.eps)?;
+        let qkv = norm_linear::apply(&projection, self.eps, cx)?;
         let shape = vec![projection[0].tensor()?.shape[0], projection[2].tensor()?.shape[0]];
         let qkv = Value::Tensor(Tensor::float(DType::F32, shape, qkv));
         let operands: Vec<&Value> = std::iter::once(&qkv).chain(inputs[ROTATION].iter().copied()).collect();
