@@ -107,15 +107,15 @@ pub fn compile(
         })?,
     };
     wrote?;
+    if self_test.is_none() {
+        tracing::warn!(
+            "the plan has no self-test: of no token that was tried do all routers choose their experts clearly"
+        );
+    }
+    run.outcome.self_test_tokens = Some(self_test.as_ref().map_or(0, |test| test.token_ids.len()));
     card.numeric_passes = std::mem::take(&mut run.numeric);
-    let tables = Tables {
-        card,
-        programs,
-        text,
-        tokenizer: tokenizer_json,
-        self_test: Some(self_test),
-        code: device_code.finish(),
-    };
+    let tables =
+        Tables { card, programs, text, tokenizer: tokenizer_json, self_test, code: device_code.finish() };
     let written = emit::finish(writer, &tables, observer)?;
     run.outcome.weights = Some(WeightTotals {
         count: written.weights.len(),

@@ -106,6 +106,8 @@ pub struct Outcome {
     pub kernels: Vec<KernelReport>,
     /// Kernel launches of the decoder program, once selected.
     pub launches: Option<usize>,
+    /// Tokens of the self-test, once written; 0 where there is none.
+    pub self_test_tokens: Option<usize>,
     /// Bytes of the plan file, once written.
     pub plan_bytes: Option<u64>,
     /// The IR's text at the last phase whose product is a graph.
@@ -133,6 +135,8 @@ pub struct Report {
     pub weights: Option<WeightTotals>,
     /// Memory.
     pub memory: Option<MemoryTotals>,
+    /// Tokens of the self-test; 0 where no token was found whose routers all choose their experts clearly.
+    pub self_test_tokens: Option<usize>,
     /// The plan's path, if one was written.
     pub plan: Option<String>,
     /// Its bytes.
@@ -174,6 +178,7 @@ impl Report {
             launches: outcome.launches,
             weights: outcome.weights,
             memory: outcome.memory,
+            self_test_tokens: outcome.self_test_tokens,
             plan: outcome.plan_bytes.map(|_| plan.to_owned()),
             plan_bytes: outcome.plan_bytes,
             stopped_after: to.name(),
@@ -224,6 +229,11 @@ impl fmt::Display for Report {
             row("scratch per thread", format_bytes(m.scratch_bytes));
             row("kv per token", format_bytes(m.kv_bytes_per_token));
             row("kv pool by default", format_bytes(m.kv_bytes));
+        }
+        match self.self_test_tokens {
+            Some(0) => row("self-test", "none: no token whose routers all choose clearly".into()),
+            Some(n) => row("self-test", format!("{n} tokens")),
+            None => {}
         }
         if let (Some(plan), Some(bytes)) = (&self.plan, self.plan_bytes) {
             row("plan", format!("{plan}, {}", format_bytes(bytes)));
@@ -351,6 +361,7 @@ mod tests {
             serving: vec![Serving { target: "cpu".into(), memory: serving }],
             kernels: vec![],
             launches: Some(12),
+            self_test_tokens: Some(4),
             plan_bytes: Some(4 << 20),
             graph_text: String::new(),
         };
@@ -369,6 +380,7 @@ arena                  2 KiB
 scratch per thread     64 B
 kv per token           512 B
 kv pool by default     8 KiB
+self-test              4 tokens
 plan                   x.plan, 4 MiB
 
 memory to serve it on cpu

@@ -11,6 +11,7 @@ use lathe_ir::{Data, Graph, Tensor, ops::Op};
 use lathe_plan::schema::{Place, Program};
 
 use crate::emit::rows::widen;
+use crate::self_test::routers::reach;
 
 /// The routers of a program and what each said at the positions that were asked.
 pub struct Choices<'a> {
@@ -66,9 +67,9 @@ impl<'a> Choices<'a> {
         let Data::Float(own) = &mut value.data else { return };
         let Some(engine) = self.logits[router].get(start * width..start * width + own.len()) else { return };
         for (own, engine) in own.chunks_exact_mut(width).zip(engine.chunks_exact(width)) {
-            let largest = own.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            let reach = reach(own, bound);
             // NaN is not near anything.
-            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= bound * largest;
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= reach;
             if own.iter().zip(engine).all(near) {
                 own.copy_from_slice(engine);
                 self.counts.0 += 1;
