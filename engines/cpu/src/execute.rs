@@ -446,6 +446,8 @@ impl<F: FnMut(usize)> Walk<'_, F> {
 impl<F: FnMut(usize) + Send + Sync> Launches for Walk<'_, F> {
     fn next(&mut self) -> Option<Launch> {
         self.ended();
+        // Its views of memory end before somebody writes there.
+        self.problem = None;
         let BoundCall { node, call, next_gemm, .. } = self.bound.calls.get(self.begun)?;
         self.begun += 1;
         match self.machine.prepare(self.bound, self.step, call) {
