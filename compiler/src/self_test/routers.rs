@@ -31,7 +31,9 @@ fn decides(row: &[f32], k: usize, bound: f32) -> bool {
 
 /// Tokens times their length that are tried for a place in the question, at the first router. Of the wide routers of today's
 /// models one in fifty decides so clearly, and a question meets two of them at least.
-const TRIED_ROWS: usize = 4096;
+const TRIED_ROWS: usize = 2048;
+/// Of those that are left, as many are tried at all routers.
+const ASKED: usize = 64;
 
 /// The routers of a graph.
 pub struct Routers<'a> {
@@ -82,7 +84,7 @@ impl<'a> Routers<'a> {
             let tried: Vec<u32> = (0..n).map(|i| ((i * vocab / n + first) % vocab) as u32).collect();
             // Most fail at the first router, which takes no expert's weight to ask.
             let mut left = self.deciding(&first_router, &experts, source, tokens, &tried)?;
-            left.truncate(LARGEST_STEP / (tokens.len() + 1));
+            left.truncate(ASKED);
             match self.deciding(self.graph, &[0], source, tokens, &left)?.first() {
                 Some(&found) => tokens.push(found),
                 None => break,
